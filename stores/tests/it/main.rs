@@ -1,0 +1,3 @@
+//! Opened stores, against real folders and an S3 service inside this process.
+
+mod folder;
