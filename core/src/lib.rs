@@ -4,5 +4,18 @@
 //! `core` knows no database, no cloud and no transport: it speaks to `Table`, `Queue`, `Instances`, `Keys` and
 //! `Credentials`, and `Backend` holds one of each. Decisions are `telecine-domain`'s; here they are read, asked for and
 //! recorded with conditional writes. Time is an argument everywhere.
+//!
+//! Invariant: the record comes first, then the hint. Invariant: `update` is the only place that changes a job's row.
+//! Invariant: a write whose result is unknown is settled by reading what it would have left behind.
 
+pub mod backend;
+pub mod contract;
+mod layout;
+pub mod memory;
 pub mod ports;
+pub mod problem;
+pub mod record;
+pub mod stores;
+pub mod system_store;
+
+pub use backend::Backend;

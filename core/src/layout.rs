@@ -1,0 +1,279 @@
+//! Where each record is: the only place that builds keys. docs/data-model.md lists the same places, and a test holds
+//! the two together.
+
+use semver::{Prerelease, Version};
+use sha2::{Digest, Sha256};
+use telecine_domain::id::{
+    AccountId, ApiKeyId, AttemptNumber, FactoryId, InstanceId, JobId, RegionName, ServiceName, StoreId,
+    WatchRuleId,
+};
+use telecine_domain::job::{JobState, StateName};
+use telecine_domain::location::{ObjectKey, ObjectVersion};
+use telecine_domain::time::Timestamp;
+
+use crate::ports::table::Key;
+
+/// What a job's own row sorts under; an account id follows.
+pub(crate) const JOB: &str = "job#";
+
+/// Everything about one job.
+pub(crate) fn job_partition(job: JobId) -> String {
+    format!("job#{job}")
+}
+
+pub(crate) fn job(job: JobId, account: AccountId) -> Key {
+    Key::new(job_partition(job), format!("{JOB}{account}"))
+}
+
+pub(crate) fn jobs_of(account: AccountId) -> String {
+    format!("acc#{account}#jobs")
+}
+
+/// The second index of a job that is not over: the part of its region where somebody waits for it.
+pub(crate) fn job_section(region: &RegionName, state: &JobState) -> Option<String> {
+    let section = match state.name() {
+        StateName::Held => "held",
+        StateName::Queued => "queued",
+        StateName::Assigned
+        | StateName::Starting
+        | StateName::Running
+        | StateName::Finalizing
+        | StateName::Canceling => "live",
+        StateName::Succeeded | StateName::Failed | StateName::Canceled | StateName::Expired => return None,
+    };
+    Some(format!("region#{region}#{section}"))
+}
+
+pub(crate) fn queued_jobs(region: &RegionName) -> String {
+    format!("region#{region}#queued")
+}
+
+pub(crate) fn live_jobs(region: &RegionName) -> String {
+    format!("region#{region}#live")
+}
+
+pub(crate) fn held_jobs(region: &RegionName) -> String {
+    format!("region#{region}#held")
+}
+
+pub(crate) fn attempts_prefix(account: AccountId) -> String {
+    format!("attempt#{account}#")
+}
+
+pub(crate) fn attempt(job: JobId, account: AccountId, attempt: AttemptNumber) -> Key {
+    Key::new(job_partition(job), format!("{}{:010}", attempts_prefix(account), attempt.0))
+}
+
+pub(crate) fn history_prefix(account: AccountId) -> String {
+    format!("history#{account}#")
+}
+
+pub(crate) fn history(job: JobId, account: AccountId, version: u64) -> Key {
+    Key::new(job_partition(job), format!("{}{version:010}", history_prefix(account)))
+}
+
+pub(crate) fn progress(job: JobId, account: AccountId) -> Key {
+    Key::new(job_partition(job), format!("progress#{account}"))
+}
+
+pub(crate) fn watch(job: JobId, account: AccountId) -> Key {
+    Key::new(job_partition(job), format!("watch#{account}"))
+}
+
+pub(crate) fn log(job: JobId, account: AccountId, attempt: AttemptNumber) -> Key {
+    Key::new(job_partition(job), format!("log#{account}#{:010}", attempt.0))
+}
+
+pub(crate) fn log_chunks_prefix(account: AccountId, attempt: AttemptNumber) -> String {
+    format!("logchunk#{account}#{:010}#", attempt.0)
+}
+
+pub(crate) fn log_chunk(job: JobId, account: AccountId, attempt: AttemptNumber, sequence: u64) -> Key {
+    Key::new(job_partition(job), format!("{}{sequence:010}", log_chunks_prefix(account, attempt)))
+}
+
+pub(crate) fn factories_of(account: AccountId) -> String {
+    format!("acc#{account}#factories")
+}
+
+pub(crate) fn factory(account: AccountId, factory: FactoryId) -> Key {
+    Key::new(factories_of(account), factory.to_string())
+}
+
+pub(crate) fn factory_name(account: AccountId, name: &str) -> Key {
+    Key::new(format!("acc#{account}#factorynames"), name)
+}
+
+/// The factories that watch a store.
+pub(crate) fn watchers_of(store: StoreId) -> String {
+    format!("store#{store}#watchers")
+}
+
+pub(crate) fn watcher(store: StoreId, factory: FactoryId) -> Key {
+    Key::new(watchers_of(store), factory.to_string())
+}
+
+pub(crate) fn stores_of(account: AccountId) -> String {
+    format!("acc#{account}#stores")
+}
+
+pub(crate) fn store(account: AccountId, store: StoreId) -> Key {
+    Key::new(stores_of(account), store.to_string())
+}
+
+pub(crate) fn store_name(account: AccountId, name: &str) -> Key {
+    Key::new(format!("acc#{account}#storenames"), name)
+}
+
+/// Which account a store belongs to, for events that name the store only.
+pub(crate) fn store_owner(store: StoreId) -> Key {
+    Key::new(format!("store#{store}"), "owner")
+}
+
+/// Every store, for watchers and the reconcile pass.
+pub(crate) const ALL_STORES: &str = "stores";
+
+pub(crate) fn services_of(account: AccountId) -> String {
+    format!("acc#{account}#services")
+}
+
+pub(crate) fn service(account: AccountId, service: &ServiceName) -> Key {
+    Key::new(services_of(account), service.as_str())
+}
+
+pub(crate) fn engine_versions_of(account: AccountId, service: &ServiceName) -> String {
+    format!("acc#{account}#service#{service}")
+}
+
+pub(crate) fn engine_version(account: AccountId, service: &ServiceName, version: &Version) -> Key {
+    Key::new(engine_versions_of(account, service), padded(version))
+}
+
+/// A version whose bytes sort by precedence: numbers padded to 20 digits, a release behind its pre-releases.
+fn padded(version: &Version) -> String {
+    let numbers = format!("{:020}.{:020}.{:020}", version.major, version.minor, version.patch);
+    let stage =
+        if version.pre.is_empty() { "~".to_owned() } else { format!("-{}", padded_pre(&version.pre)) };
+    let build = if version.build.is_empty() { String::new() } else { format!("+{}", version.build) };
+    format!("{numbers}{stage}{build}")
+}
+
+/// Numeric identifiers sort before the others and by value; `!` lies below every character of an identifier.
+fn padded_pre(pre: &Prerelease) -> String {
+    let identifiers = pre.split('.').map(|identifier| {
+        if identifier.bytes().all(|byte| byte.is_ascii_digit()) {
+            format!("0{:04}{identifier}", identifier.len())
+        } else {
+            format!("1{identifier}")
+        }
+    });
+    identifiers.collect::<Vec<_>>().join("!")
+}
+
+/// Every account.
+pub(crate) const ACCOUNTS: &str = "accounts";
+
+pub(crate) fn account(account: AccountId) -> Key {
+    Key::new(ACCOUNTS, account.to_string())
+}
+
+/// Names the account that an installation begins with.
+pub(crate) fn default_account() -> Key {
+    Key::new("installation", "default-account")
+}
+
+/// The row that a presented API key is checked against.
+pub(crate) fn api_key_secret(token: &str) -> Key {
+    Key::new(format!("apikey#{}", sha256(token)), "key")
+}
+
+pub(crate) fn api_keys_of(account: AccountId) -> String {
+    format!("acc#{account}#apikeys")
+}
+
+pub(crate) fn api_key(account: AccountId, key: ApiKeyId) -> Key {
+    Key::new(api_keys_of(account), key.to_string())
+}
+
+pub(crate) fn join_token(token: &str) -> Key {
+    Key::new(format!("join#{}", sha256(token)), "token")
+}
+
+/// The join token of an instance, to retire it.
+pub(crate) fn instance_join(instance: InstanceId) -> Key {
+    Key::new(format!("instance#{instance}"), "join")
+}
+
+pub(crate) fn idempotency(account: AccountId, key: &str) -> Key {
+    Key::new(format!("idem#{account}#{key}"), "request")
+}
+
+pub(crate) fn ingest_of(store: StoreId) -> String {
+    format!("ingest#{store}")
+}
+
+/// The job of a rule and an object version: the row that makes it one job.
+pub(crate) fn ingest_match(
+    store: StoreId,
+    rule: WatchRuleId,
+    key: &ObjectKey,
+    version: &ObjectVersion,
+) -> Key {
+    let parts = [rule.to_string(), key.to_string(), version.identity()];
+    let hash = sha256(serde_json::to_string(&parts).expect("strings are JSON"));
+    Key::new(ingest_of(store), format!("match#{hash}"))
+}
+
+/// An object version that made no job.
+pub(crate) fn ingest_unmatched(store: StoreId, key: &ObjectKey, version: &ObjectVersion) -> Key {
+    let parts = [key.to_string(), version.identity()];
+    let hash = sha256(serde_json::to_string(&parts).expect("strings are JSON"));
+    Key::new(ingest_of(store), format!("none#{hash}"))
+}
+
+pub(crate) fn arrivals_of(account: AccountId) -> String {
+    format!("acc#{account}#arrivals")
+}
+
+pub(crate) fn unmatched_of(account: AccountId) -> String {
+    format!("acc#{account}#unmatched")
+}
+
+/// Orders arrivals by time.
+pub(crate) fn moment(at: Timestamp, tail: &str) -> String {
+    format!("{:015}#{tail}", at.as_millis())
+}
+
+/// A location that a job writes, so that its factory does not take it for an arrival.
+pub(crate) fn produced(store: StoreId, key: &str) -> Key {
+    Key::new(format!("produced#{store}"), sha256(key))
+}
+
+pub(crate) fn leader(region: &RegionName) -> Key {
+    Key::new(format!("region#{region}"), "leader")
+}
+
+/// Every region that ever had a manager.
+pub(crate) const REGIONS: &str = "regions";
+
+pub(crate) fn region(region: &RegionName) -> Key {
+    Key::new(REGIONS, region.as_str())
+}
+
+pub(crate) fn instances_of(region: &RegionName) -> String {
+    format!("region#{region}#instances")
+}
+
+pub(crate) fn instance(region: &RegionName, instance: InstanceId) -> Key {
+    Key::new(instances_of(region), instance.to_string())
+}
+
+/// The first index of an instance's row: finds it without its region.
+pub(crate) fn instance_by_id(instance: InstanceId) -> Key {
+    Key::new(format!("instance#{instance}"), "instance")
+}
+
+/// Lower-case hexadecimal SHA-256.
+pub(crate) fn sha256(text: impl AsRef<[u8]>) -> String {
+    hex::encode(Sha256::digest(text))
+}
