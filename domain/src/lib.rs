@@ -8,6 +8,7 @@
 pub mod attempt;
 pub mod composition;
 pub mod engine;
+pub mod factory;
 pub mod failure;
 pub mod id;
 pub mod instance;

@@ -134,6 +134,15 @@ impl fmt::Display for Location {
     }
 }
 
+/// Names whose first characters are these are Telecine's own.
+pub const HIDDEN_PREFIX: &str = ".telecine-";
+
+/// Whether any segment begins with [`HIDDEN_PREFIX`]: sealed outputs that nobody may see yet. Watchers, listings and
+/// mounts ignore such names.
+pub fn is_hidden(key: &ObjectKey) -> bool {
+    key.as_str().split('/').any(|segment| segment.starts_with(HIDDEN_PREFIX))
+}
+
 /// What tells one version of an object from another, and its size.
 ///
 /// `etag` is the store's etag; for a local folder it is `inode-mtime-size` in hexadecimal (SPEC 2.3).
