@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::id::ServiceName;
+use crate::instance::RuntimeKind;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 
@@ -93,6 +94,14 @@ pub enum Launch {
 }
 
 impl Launch {
+    /// What an instance must offer to run it.
+    pub const fn runtime(&self) -> RuntimeKind {
+        match self {
+            Self::Grpc { .. } | Self::Plain { .. } => RuntimeKind::Docker,
+            Self::Command { .. } => RuntimeKind::Process,
+        }
+    }
+
     /// The image, for what runs in a container.
     pub fn image(&self) -> Option<&ImageReference> {
         match self {

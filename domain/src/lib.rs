@@ -10,11 +10,15 @@ pub mod composition;
 pub mod engine;
 pub mod factory;
 pub mod failure;
+#[cfg(test)]
+mod fixture;
 pub mod id;
 pub mod instance;
 pub mod job;
 pub mod location;
 pub mod manifest;
+pub mod placement;
+pub mod region;
 pub mod resources;
 pub mod store;
 pub mod time;

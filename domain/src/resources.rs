@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// An amount of each resource. Unset fields are zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
     /// Processor time, in thousandths of a core.
@@ -52,9 +52,11 @@ impl ResourceKind {
     /// An amount of this kind as a person reads it, for example `1.50 GiB` or `2 cores`.
     pub fn display(self, amount: u64) -> String {
         match self {
+            Self::CpuMilli if amount == 1000 => "1 core".to_owned(),
             Self::CpuMilli if amount.is_multiple_of(1000) => format!("{} cores", amount / 1000),
             Self::CpuMilli => format!("{}.{:03} cores", amount / 1000, amount % 1000),
             Self::MemoryBytes | Self::ScratchBytes => display_bytes(amount),
+            Self::Gpus if amount == 1 => "1 GPU".to_owned(),
             Self::Gpus => format!("{amount} GPUs"),
         }
     }

@@ -1,0 +1,522 @@
+//! The scheduler of a region as a value: events in, actions out, and the time at which it wants to be asked again.
+//!
+//! It holds what a manager must remember between two looks at the table: the queue, the instances with their ledgers,
+//! the leases. The table stays the truth: an action is a proposal that the manager carries out with a conditional
+//! write, and every event may arrive twice, late, or about something that is not known here.
+//!
+//! Feed the live attempts of the table before the hellos of the instances, so that no capacity is given out twice.
+//!
+//! Invariant: what is allocated on an instance is the sum of what its live attempts and assignments in flight need, and
+//! an assignment never takes more than is free. Invariant: a job with a live attempt or an assignment in flight is
+//! never assigned. Invariant: an attempt is declared lost only when nothing was heard of it for a whole lease, counted
+//! from when it was first seen here. Invariant: the same events at the same times give the same actions.
+
+mod assign;
+mod fleet;
+mod lease;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::attempt::AttemptId;
+use crate::id::{AccountId, Epoch, InstanceId, JobId};
+use crate::instance::{Instance, InstanceProfile, InstanceState};
+use crate::job::{Job, JobState};
+use crate::placement::{Policy, Request, Unplaceable, place};
+use crate::resources::Resources;
+use crate::time::Timestamp;
+
+use fleet::{Fleet, Slot};
+use lease::Live;
+use queue::{Queue, Rank};
+use timers::{Timer, Timers};
+
+/// What may be chosen about a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionConfig {
+    /// How long an attempt may be silent before it is lost.
+    pub lease: Duration,
+    /// How placement chooses.
+    pub policy: Policy,
+    /// After this wait, the first job that fits no free capacity keeps one instance from being filled by later jobs.
+    pub reserve_after: Duration,
+    /// Pause before a job whose assignment failed is assigned again.
+    pub refusal_pause: Duration,
+}
+
+impl Default for RegionConfig {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(60),
+            policy: Policy::default(),
+            reserve_after: Duration::from_secs(60),
+            refusal_pause: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A queued job as the scheduler sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuedJob {
+    /// Which one.
+    pub id: JobId,
+    /// Whose it is.
+    pub account: AccountId,
+    /// What it asks for.
+    pub request: Request,
+    /// 0 to 1000, higher first.
+    pub priority: u16,
+    /// When it first entered the queue.
+    pub queued_at: Timestamp,
+    /// Not before this time.
+    pub not_before: Option<Timestamp>,
+    /// When it expires if it is still queued.
+    pub queue_deadline: Option<Timestamp>,
+    /// When it must be over.
+    pub total_deadline: Option<Timestamp>,
+    /// Its last epoch when it was read: attempts up to this one are over, later ones make this news stale.
+    pub epoch: Epoch,
+}
+
+impl QueuedJob {
+    /// The job, if it is queued.
+    pub fn of(job: &Job) -> Option<Self> {
+        let JobState::Queued { not_before, .. } = &job.state else { return None };
+        Some(Self {
+            id: job.id,
+            account: job.account,
+            request: Request::of(&job.spec),
+            priority: job.spec.priority,
+            queued_at: job.queued_at.unwrap_or(job.created_at),
+            not_before: *not_before,
+            queue_deadline: job.queue_deadline(),
+            total_deadline: job.total_deadline(),
+            epoch: job.epoch,
+        })
+    }
+}
+
+/// An attempt that has the right to run, as recorded in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveAttempt {
+    /// Which one.
+    pub id: AttemptId,
+    /// Where it runs.
+    pub instance: InstanceId,
+    /// What it holds there.
+    pub resources: Resources,
+    /// When its job must be over.
+    pub total_deadline: Option<Timestamp>,
+    /// Whether its outputs were granted.
+    pub granted: bool,
+}
+
+impl LiveAttempt {
+    /// The job's live attempt, if it has one.
+    pub fn of(job: &Job) -> Option<Self> {
+        let (id, run) = (job.live_attempt()?, job.state.run()?);
+        Some(Self {
+            id,
+            instance: run.instance,
+            resources: job.spec.resources,
+            total_deadline: job.total_deadline(),
+            granted: matches!(job.state, JobState::Finalizing { .. }),
+        })
+    }
+}
+
+/// Something the region is told. Telling it twice changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegionEvent {
+    /// The job is queued, or something about a queued job has changed (its priority).
+    JobQueued(QueuedJob),
+    /// The job is not queued any more: canceled, held, expired or done. Says nothing about its attempts.
+    JobLeft(JobId),
+    /// An assignment was recorded, an attempt was found in the table, or its grant was recorded.
+    AttemptLive(LiveAttempt),
+    /// The attempt is over, or was never recorded: its resources are free.
+    AttemptOver(AttemptId),
+    /// An assignment came to nothing: the conditional write was stale, or the coordinator refused or is gone.
+    AssignmentFailed {
+        /// The job.
+        job: JobId,
+        /// Where it was to run.
+        instance: InstanceId,
+        /// Whether the job is still (or again) queued.
+        requeue: bool,
+    },
+    /// A coordinator has said hello.
+    InstanceAttached {
+        /// What it is.
+        profile: InstanceProfile,
+        /// The attempts that run there.
+        running: Vec<AttemptId>,
+    },
+    /// An instance has changed: its capacity, images or health, or it drains.
+    ProfileChanged {
+        /// What it is now.
+        profile: InstanceProfile,
+        /// Whether it takes no more work.
+        draining: bool,
+    },
+    /// The coordinator's stream has ended.
+    InstanceDetached(InstanceId),
+    /// The attempt's worker was heard.
+    Renewed(AttemptId),
+    /// Time has passed.
+    Tick,
+}
+
+/// Something the manager should do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Record the assignment, then send it. Its resources are kept until `AttemptLive` or `AssignmentFailed`.
+    Assign {
+        /// The job.
+        job: JobId,
+        /// Where it runs.
+        instance: InstanceId,
+    },
+    /// Nothing was heard of the attempt for a lease: take its right away. Repeated each lease until `AttemptOver`.
+    DeclareLost(AttemptId),
+    /// A granted attempt was silent for a lease: have this instance publish it. Repeated each lease, with another
+    /// instance where there is one, until `AttemptOver`.
+    PublishElsewhere {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Who publishes.
+        instance: InstanceId,
+    },
+    /// A hello named an attempt that is not known here: read its job, then say `AttemptLive`, or stop it there and say
+    /// `AttemptOver`. The instance gets no work until then, at most a lease.
+    Resolve {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Where it runs.
+        instance: InstanceId,
+    },
+    /// The job has waited as long as it may. Repeated each lease until `JobLeft`.
+    ExpireQueued(JobId),
+    /// The job has taken as long as it may. Repeated each lease until it is gone.
+    TotalTimeout(JobId),
+    /// The instance has been away for a lease.
+    InstanceLost(InstanceId),
+}
+
+/// An instance as the region sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct InstanceView<'a> {
+    /// What it said of itself last.
+    pub profile: &'a InstanceProfile,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// Since when.
+    pub state_since: Timestamp,
+    /// What live attempts and assignments in flight hold.
+    pub allocated: Resources,
+    /// What may be given out now.
+    pub free: Resources,
+    /// How many attempts its hello named that nobody has vouched for yet.
+    pub unknown_attempts: usize,
+}
+
+impl InstanceView<'_> {
+    /// The record of the instance, for the table.
+    pub fn to_record(&self) -> Instance {
+        Instance {
+            profile: self.profile.clone(),
+            state: self.state,
+            allocated: self.allocated,
+            state_since: self.state_since,
+        }
+    }
+}
+
+/// How full the connected instances are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Occupancy {
+    /// Sum of what they have.
+    pub capacity: Resources,
+    /// Sum of what is allocated on them.
+    pub allocated: Resources,
+}
+
+impl Occupancy {
+    /// Allocated ÷ capacity of the scarcest resource, in thousandths; `None` without capacity.
+    pub fn thousandths(&self) -> Option<u32> {
+        (self.capacity != Resources::ZERO).then(|| self.allocated.dominant_share(&self.capacity))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct InFlight {
+    job: QueuedJob,
+    instance: InstanceId,
+    /// The epoch under which it was queued when it was assigned.
+    assigned_from: Epoch,
+    /// What the ledger holds for it (the job's request may change meanwhile).
+    resources: Resources,
+}
+
+/// Keeps an instance from being filled by jobs that rank after the one that waits for it.
+#[derive(Clone, Copy, Debug)]
+struct Reservation {
+    job: JobId,
+    instance: InstanceId,
+}
+
+/// The scheduler of one region.
+#[derive(Clone, Debug)]
+pub struct Region {
+    config: RegionConfig,
+    queue: Queue,
+    in_flight: BTreeMap<JobId, InFlight>,
+    live: BTreeMap<AttemptId, Live>,
+    fleet: Fleet,
+    timers: Timers,
+    reservation: Option<Reservation>,
+    /// Granted attempts whose worker is silent and for which no instance was there.
+    unpublished: BTreeSet<AttemptId>,
+}
+
+impl Region {
+    /// A region about which nothing is known yet.
+    pub fn new(config: RegionConfig) -> Self {
+        Self {
+            config,
+            queue: Queue::default(),
+            in_flight: BTreeMap::new(),
+            live: BTreeMap::new(),
+            fleet: Fleet::default(),
+            timers: Timers::default(),
+            reservation: None,
+            unpublished: BTreeSet::new(),
+        }
+    }
+
+    /// Takes in one event and says what to do now. `now` may not go back; if it does, nothing becomes due early.
+    pub fn handle(&mut self, event: RegionEvent, now: Timestamp) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            RegionEvent::JobQueued(job) => self.job_queued(job, now),
+            RegionEvent::JobLeft(job) => self.job_left(job),
+            RegionEvent::AttemptLive(attempt) => self.attempt_live(attempt, now),
+            RegionEvent::AttemptOver(attempt) => self.attempt_over(attempt),
+            RegionEvent::AssignmentFailed { job, instance, requeue } => {
+                self.assignment_failed(job, instance, requeue, now);
+            }
+            RegionEvent::InstanceAttached { profile, running } => {
+                self.attached(profile, &running, now, &mut actions);
+            }
+            RegionEvent::ProfileChanged { profile, draining } => self.profile_changed(profile, draining, now),
+            RegionEvent::InstanceDetached(instance) => self.detached(instance, now),
+            RegionEvent::Renewed(attempt) => self.renewed(attempt, now),
+            RegionEvent::Tick => {}
+        }
+        while let Some(timer) = self.timers.pop_due(now) {
+            self.fire(timer, now, &mut actions);
+        }
+        self.assign(now, &mut actions);
+        actions
+    }
+
+    /// When [`Self::handle`] has something to do next although nothing happens.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.timers.first()
+    }
+
+    /// Every known instance, by id.
+    pub fn instances(&self) -> impl Iterator<Item = InstanceView<'_>> {
+        self.fleet.slots().map(view)
+    }
+
+    /// One instance.
+    pub fn instance(&self, id: InstanceId) -> Option<InstanceView<'_>> {
+        self.fleet.slot(id).map(view)
+    }
+
+    /// The live attempts, by id.
+    pub fn attempts(&self) -> impl Iterator<Item = &LiveAttempt> {
+        self.live.values().map(|live| &live.attempt)
+    }
+
+    /// How full the connected instances are.
+    pub fn occupancy(&self) -> Occupancy {
+        let connected =
+            |slot: &&Slot| !matches!(slot.state(), InstanceState::Disconnected | InstanceState::Lost);
+        self.fleet.slots().filter(connected).fold(Occupancy::default(), |sum, slot| Occupancy {
+            capacity: sum.capacity.saturating_add(&slot.profile.capacity),
+            allocated: sum.allocated.saturating_add(&slot.allocated),
+        })
+    }
+
+    /// How many jobs wait, those in a pause included and assignments in flight not.
+    pub fn queue_length(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The waiting jobs, by id.
+    pub fn queued(&self) -> impl Iterator<Item = &QueuedJob> {
+        self.queue.jobs()
+    }
+
+    /// How many jobs stand before this one; `None` when it does not wait.
+    pub fn queued_ahead(&self, job: JobId) -> Option<usize> {
+        self.queue.job(job).map(|job| self.queue.ahead_of(job))
+    }
+
+    /// Why a waiting job is not placed; `None` when it does not wait, or waits for its turn only.
+    pub fn unplaceable(&self, job: JobId) -> Option<Unplaceable> {
+        let job = self.queue.job(job)?;
+        place(&job.request, self.fleet.candidates(), &self.config.policy).err()
+    }
+
+    fn job_queued(&mut self, job: QueuedJob, now: Timestamp) {
+        if let Some(live) = self.live_attempt_of(job.id) {
+            if live.epoch > job.epoch {
+                return;
+            }
+            self.attempt_over(live);
+        }
+        if let Some(in_flight) = self.in_flight.get_mut(&job.id) {
+            if job.epoch >= in_flight.job.epoch {
+                in_flight.job = job;
+            }
+            return;
+        }
+        if self.queue.job(job.id).is_some_and(|known| known.epoch > job.epoch || *known == job) {
+            return;
+        }
+        self.job_left(job.id);
+        self.enqueue(job, None, now);
+    }
+
+    /// Adds a job to the queue; it is not placed before `not_before`, nor before its own time.
+    fn enqueue(&mut self, job: QueuedJob, not_before: Option<Timestamp>, now: Timestamp) {
+        let pause = job.not_before.max(not_before).filter(|&time| time > now);
+        let expired = [job.queue_deadline, job.total_deadline].into_iter().flatten().any(|at| at <= now);
+        self.timers.set_or_cancel(Timer::Pause(job.id), pause);
+        self.timers.set_or_cancel(Timer::QueueDeadline(job.id), job.queue_deadline);
+        self.timers.set_or_cancel(Timer::TotalDeadline(job.id), job.total_deadline);
+        self.queue.insert(job, pause.is_none() && !expired);
+    }
+
+    fn job_left(&mut self, job: JobId) {
+        if self.dequeue(job).is_some() {
+            self.timers.cancel(Timer::TotalDeadline(job));
+        }
+    }
+
+    /// Takes a job out of the queue; its total deadline goes on.
+    fn dequeue(&mut self, job: JobId) -> Option<QueuedJob> {
+        let left = self.queue.remove(job)?;
+        self.timers.cancel(Timer::Pause(job));
+        self.timers.cancel(Timer::QueueDeadline(job));
+        self.drop_reservation_of(job);
+        Some(left)
+    }
+
+    fn assignment_failed(&mut self, job: JobId, instance: InstanceId, requeue: bool, now: Timestamp) {
+        let again = if self.in_flight.get(&job).is_some_and(|flight| flight.instance == instance) {
+            let flight = self.in_flight.remove(&job).expect("looked up above");
+            self.release(flight.instance, &flight.resources);
+            let newer = flight.job.epoch > flight.assigned_from;
+            (requeue || newer).then_some(flight.job)
+        } else {
+            self.recorded_assignment_failed(job, instance, requeue)
+        };
+        match again {
+            Some(queued) => {
+                self.enqueue(queued, Some(now.after(self.config.refusal_pause)), now);
+            }
+            None if self.live_attempt_of(job).is_none() && self.queue.job(job).is_none() => {
+                self.timers.cancel(Timer::TotalDeadline(job));
+            }
+            None => {}
+        }
+    }
+
+    /// The coordinator refused after the assignment was recorded.
+    fn recorded_assignment_failed(
+        &mut self,
+        job: JobId,
+        instance: InstanceId,
+        requeue: bool,
+    ) -> Option<QueuedJob> {
+        let attempt = self.live_attempt_of(job)?;
+        let live = self.live.get(&attempt).filter(|live| live.attempt.instance == instance)?;
+        let queued = live.queued_as.clone();
+        self.attempt_over(attempt);
+        queued.filter(|_| requeue).map(|queued| QueuedJob { epoch: attempt.epoch, ..queued })
+    }
+
+    fn fire(&mut self, timer: Timer, now: Timestamp, actions: &mut Vec<Action>) {
+        let again = now.after(self.config.lease);
+        match timer {
+            Timer::Pause(job) => {
+                if !self.is_expiring(job, now) {
+                    self.queue.enter_line(job);
+                }
+            }
+            Timer::QueueDeadline(job) => {
+                self.queue.leave_line(job);
+                self.drop_reservation_of(job);
+                self.timers.set(timer, again);
+                actions.push(Action::ExpireQueued(job));
+            }
+            Timer::TotalDeadline(job) => {
+                self.queue.leave_line(job);
+                self.drop_reservation_of(job);
+                self.timers.set(timer, again);
+                actions.push(Action::TotalTimeout(job));
+            }
+            Timer::Lease(attempt) => self.lease_over(attempt, now, actions),
+            Timer::Unknown(instance) => {
+                self.fleet.change(instance, now, |slot| slot.unknown.clear());
+                self.queue.unblock();
+            }
+            Timer::Away(instance) => self.instance_lost(instance, now, actions),
+        }
+    }
+
+    fn is_expiring(&self, job: JobId, now: Timestamp) -> bool {
+        self.queue.job(job).is_some_and(|job| {
+            [job.queue_deadline, job.total_deadline].into_iter().flatten().any(|at| at <= now)
+        })
+    }
+
+    fn release(&mut self, instance: InstanceId, resources: &Resources) {
+        self.fleet.release(instance, resources);
+        self.forget_if_lost(instance);
+        self.queue.unblock();
+    }
+
+    fn drop_reservation_of(&mut self, job: JobId) {
+        if self.reservation.is_some_and(|reservation| reservation.job == job) {
+            self.reservation = None;
+            self.queue.unblock();
+        }
+    }
+
+    fn live_attempt_of(&self, job: JobId) -> Option<AttemptId> {
+        self.live.range(lease::attempts_of(job)).next_back().map(|(id, _)| *id)
+    }
+}
+
+fn view(slot: &Slot) -> InstanceView<'_> {
+    InstanceView {
+        profile: &slot.profile,
+        state: slot.state(),
+        state_since: slot.state_since,
+        allocated: slot.allocated,
+        free: slot.free(),
+        unknown_attempts: slot.unknown.len(),
+    }
+}

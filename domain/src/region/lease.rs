@@ -1,0 +1,216 @@
+//! Leases and the comings and goings of instances: who runs what, until when, and what is done about silence.
+
+use std::ops::RangeInclusive;
+
+use super::fleet::Connection;
+use super::{Action, LiveAttempt, QueuedJob, Region, Timer};
+use crate::attempt::AttemptId;
+use crate::id::{AttemptNumber, Epoch, InstanceId, JobId};
+use crate::instance::{InstanceProfile, InstanceState};
+use crate::resources::Resources;
+use crate::time::Timestamp;
+
+/// A live attempt with what the region remembers of it.
+#[derive(Clone, Debug)]
+pub(super) struct Live {
+    pub(super) attempt: LiveAttempt,
+    /// The job as it was queued, if it was assigned here.
+    pub(super) queued_as: Option<QueuedJob>,
+    /// Who was last asked to publish it.
+    publisher: Option<InstanceId>,
+}
+
+/// All attempts a job can have.
+pub(super) fn attempts_of(job: JobId) -> RangeInclusive<AttemptId> {
+    let first = AttemptId { job, attempt: AttemptNumber(0), epoch: Epoch(0) };
+    first..=AttemptId { attempt: AttemptNumber(u32::MAX), epoch: Epoch(u64::MAX), ..first }
+}
+
+impl Region {
+    pub(super) fn attempt_live(&mut self, attempt: LiveAttempt, now: Timestamp) {
+        self.resolve(attempt.id);
+        match self.live_attempt_of(attempt.id.job) {
+            Some(known) if known == attempt.id => return self.update_live(attempt),
+            Some(known) if known.epoch > attempt.id.epoch => return,
+            Some(known) => self.attempt_over(known),
+            None => {}
+        }
+        let queued_as = match self.leave_for(&attempt, now) {
+            Ok(queued_as) => queued_as,
+            Err(Stale) => return,
+        };
+        self.fleet.allocate(attempt.instance, &attempt.resources);
+        self.timers.set(Timer::Lease(attempt.id), now.after(self.config.lease));
+        let total_deadline = attempt.total_deadline.filter(|_| !attempt.granted);
+        self.timers.set_or_cancel(Timer::TotalDeadline(attempt.id.job), total_deadline);
+        self.live.insert(attempt.id, Live { attempt, queued_as, publisher: None });
+    }
+
+    /// Takes the job of a new attempt out of the queue or out of flight, unless newer news says it is queued again.
+    fn leave_for(&mut self, attempt: &LiveAttempt, now: Timestamp) -> Result<Option<QueuedJob>, Stale> {
+        let job = attempt.id.job;
+        if self.queue.job(job).is_some_and(|queued| queued.epoch >= attempt.id.epoch) {
+            return Err(Stale);
+        }
+        let Some(flight) = self.in_flight.get(&job) else { return Ok(self.dequeue(job)) };
+        if flight.assigned_from >= attempt.id.epoch {
+            return Err(Stale);
+        }
+        let flight = self.in_flight.remove(&job).expect("looked up above");
+        self.release(flight.instance, &flight.resources);
+        if flight.job.epoch >= attempt.id.epoch {
+            self.enqueue(flight.job, None, now);
+            return Err(Stale);
+        }
+        Ok(Some(flight.job))
+    }
+
+    fn resolve(&mut self, attempt: AttemptId) {
+        for instance in self.fleet.resolve_unknown(attempt) {
+            self.timers.cancel(Timer::Unknown(instance));
+            self.queue.unblock();
+        }
+    }
+
+    fn update_live(&mut self, attempt: LiveAttempt) {
+        let live = self.live.get_mut(&attempt.id).expect("the caller found it");
+        live.attempt.granted |= attempt.granted;
+        live.attempt.total_deadline = attempt.total_deadline;
+        if live.attempt.granted {
+            self.timers.cancel(Timer::TotalDeadline(attempt.id.job));
+        }
+    }
+
+    pub(super) fn attempt_over(&mut self, id: AttemptId) {
+        self.resolve(id);
+        let Some(live) = self.live.remove(&id) else { return };
+        self.timers.cancel(Timer::Lease(id));
+        self.timers.cancel(Timer::TotalDeadline(id.job));
+        self.unpublished.remove(&id);
+        self.release(live.attempt.instance, &live.attempt.resources);
+    }
+
+    pub(super) fn renewed(&mut self, id: AttemptId, now: Timestamp) {
+        if self.live.contains_key(&id) {
+            self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+            self.unpublished.remove(&id);
+        }
+    }
+
+    pub(super) fn lease_over(&mut self, id: AttemptId, now: Timestamp, actions: &mut Vec<Action>) {
+        let Some(live) = self.live.get(&id) else { return };
+        if live.attempt.granted {
+            self.publish_elsewhere(id, now, actions);
+        } else {
+            self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+            actions.push(Action::DeclareLost(id));
+        }
+    }
+
+    fn publish_elsewhere(&mut self, id: AttemptId, now: Timestamp, actions: &mut Vec<Action>) {
+        self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+        let publisher = self.choose_publisher(id);
+        match publisher {
+            Some(instance) => {
+                self.unpublished.remove(&id);
+                actions.push(Action::PublishElsewhere { attempt: id, instance });
+            }
+            None => {
+                self.unpublished.insert(id);
+            }
+        }
+        if let Some(live) = self.live.get_mut(&id) {
+            live.publisher = publisher.or(live.publisher);
+        }
+    }
+
+    /// First the attempt's own instance, whose folders may be its alone; then each other in turn.
+    fn choose_publisher(&self, id: AttemptId) -> Option<InstanceId> {
+        let live = self.live.get(&id)?;
+        let own = live.attempt.instance;
+        let reachable = |instance: &InstanceId| self.fleet.slot(*instance).is_some_and(is_attached);
+        let Some(last) = live.publisher else {
+            return Some(own).filter(reachable).or_else(|| self.attached_instances().next());
+        };
+        let mut others = self.attached_instances();
+        others.find(|&other| other > last).or_else(|| self.attached_instances().next())
+    }
+
+    fn attached_instances(&self) -> impl Iterator<Item = InstanceId> {
+        self.fleet.slots().filter(|slot| is_attached(slot)).map(|slot| slot.profile.id)
+    }
+
+    pub(super) fn attached(
+        &mut self,
+        profile: InstanceProfile,
+        running: &[AttemptId],
+        now: Timestamp,
+        actions: &mut Vec<Action>,
+    ) {
+        let instance = profile.id;
+        let allocated = self.allocated_on(instance);
+        self.fleet.attach(profile, allocated, now);
+        self.timers.cancel(Timer::Away(instance));
+        self.timers.cancel(Timer::Unknown(instance));
+        self.queue.unblock();
+        for &attempt in running {
+            if self.live.get(&attempt).is_some_and(|live| live.attempt.instance == instance) {
+                self.renewed(attempt, now);
+            } else {
+                self.fleet.change(instance, now, |slot| {
+                    slot.unknown.insert(attempt);
+                });
+                self.timers.set(Timer::Unknown(instance), now.after(self.config.lease));
+                actions.push(Action::Resolve { attempt, instance });
+            }
+        }
+        for attempt in std::mem::take(&mut self.unpublished) {
+            self.publish_elsewhere(attempt, now, actions);
+        }
+    }
+
+    fn allocated_on(&self, instance: InstanceId) -> Resources {
+        let live = self.live.values().map(|live| (live.attempt.instance, live.attempt.resources));
+        let in_flight = self.in_flight.values().map(|flight| (flight.instance, flight.resources));
+        live.chain(in_flight)
+            .filter(|(on, _)| *on == instance)
+            .fold(Resources::ZERO, |sum, (_, resources)| sum.saturating_add(&resources))
+    }
+
+    pub(super) fn profile_changed(&mut self, profile: InstanceProfile, draining: bool, now: Timestamp) {
+        self.fleet.change(profile.id, now, |slot| {
+            slot.profile = profile;
+            slot.draining = draining;
+        });
+        self.queue.unblock();
+    }
+
+    pub(super) fn detached(&mut self, instance: InstanceId, now: Timestamp) {
+        if self.fleet.slot(instance).is_some_and(is_attached) {
+            self.fleet.change(instance, now, |slot| slot.connection = Connection::Away);
+            self.timers.set(Timer::Away(instance), now.after(self.config.lease));
+        }
+    }
+
+    pub(super) fn instance_lost(&mut self, instance: InstanceId, now: Timestamp, actions: &mut Vec<Action>) {
+        self.fleet.change(instance, now, |slot| slot.connection = Connection::Lost);
+        self.timers.cancel(Timer::Unknown(instance));
+        actions.push(Action::InstanceLost(instance));
+        self.forget_if_lost(instance);
+    }
+
+    /// A lost instance stays as long as something runs there: a worker can outlive its coordinator.
+    pub(super) fn forget_if_lost(&mut self, instance: InstanceId) {
+        let lost = self.fleet.slot(instance).is_some_and(|slot| slot.state() == InstanceState::Lost);
+        if lost && self.allocated_on(instance) == Resources::ZERO {
+            self.fleet.remove(instance);
+        }
+    }
+}
+
+/// News that newer news has overtaken.
+struct Stale;
+
+fn is_attached(slot: &super::Slot) -> bool {
+    slot.connection == Connection::Attached
+}

@@ -1,0 +1,89 @@
+//! What becomes due when: at most one time per subject, in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::attempt::AttemptId;
+use crate::id::{InstanceId, JobId};
+use crate::time::Timestamp;
+
+/// What becomes due. The order decides among those due at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A pause after a failure is over.
+    Pause(JobId),
+    /// A queued job has waited as long as it may.
+    QueueDeadline(JobId),
+    /// A job has taken as long as it may.
+    TotalDeadline(JobId),
+    /// Nothing was heard of an attempt for a lease.
+    Lease(AttemptId),
+    /// Attempts that a hello named and nobody vouched for have had their lease.
+    Unknown(InstanceId),
+    /// An instance has been away for a lease.
+    Away(InstanceId),
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Timers {
+    due: BTreeMap<Timer, Timestamp>,
+    order: BTreeSet<(Timestamp, Timer)>,
+}
+
+impl Timers {
+    /// Sets or moves a timer.
+    pub(super) fn set(&mut self, timer: Timer, at: Timestamp) {
+        self.cancel(timer);
+        self.due.insert(timer, at);
+        self.order.insert((at, timer));
+    }
+
+    /// Sets a timer, or takes it away when there is no such time.
+    pub(super) fn set_or_cancel(&mut self, timer: Timer, at: Option<Timestamp>) {
+        match at {
+            Some(at) => self.set(timer, at),
+            None => self.cancel(timer),
+        }
+    }
+
+    pub(super) fn cancel(&mut self, timer: Timer) {
+        if let Some(at) = self.due.remove(&timer) {
+            self.order.remove(&(at, timer));
+        }
+    }
+
+    /// Takes out the first timer that is due.
+    pub(super) fn pop_due(&mut self, now: Timestamp) -> Option<Timer> {
+        let &(at, timer) = self.order.first()?;
+        (at <= now).then(|| {
+            self.cancel(timer);
+            timer
+        })
+    }
+
+    pub(super) fn first(&self) -> Option<Timestamp> {
+        self.order.first().map(|&(at, _)| at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_subject_has_one_time() {
+        let at = Timestamp::from_millis;
+        let job = |n| JobId::new(at(1), n);
+        let mut timers = Timers::default();
+        timers.set(Timer::Pause(job(1)), at(30));
+        timers.set(Timer::Pause(job(2)), at(20));
+        timers.set(Timer::Pause(job(1)), at(10));
+        assert_eq!(timers.first(), Some(at(10)));
+        assert_eq!(timers.pop_due(at(9)), None);
+        assert_eq!(timers.pop_due(at(25)), Some(Timer::Pause(job(1))));
+        assert_eq!(timers.pop_due(at(25)), Some(Timer::Pause(job(2))));
+        assert_eq!(timers.pop_due(at(25)), None);
+        timers.set(Timer::Pause(job(1)), at(30));
+        timers.set_or_cancel(Timer::Pause(job(1)), None);
+        assert_eq!(timers.first(), None);
+    }
+}
