@@ -8,6 +8,7 @@
 pub mod attempt;
 pub mod composition;
 pub mod engine;
+pub mod explain;
 pub mod factory;
 pub mod failure;
 #[cfg(test)]
