@@ -122,7 +122,7 @@ impl Default for RetryPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// Longest wait in the queue before the job expires.
+    /// Longest wait in the queue before the job expires; a new stay in the queue counts anew.
     pub queue_seconds: Option<u64>,
     /// Longest time of one attempt, from its lease.
     pub attempt_seconds: Option<u64>,
@@ -160,7 +160,7 @@ pub struct Job {
     pub spec: JobSpec,
     /// Where it is.
     pub state: JobState,
-    /// Since when it is there.
+    /// Since when it is there; a change of priority or labels leaves it as it is.
     pub state_since: Timestamp,
     /// When it was accepted.
     pub created_at: Timestamp,
@@ -403,9 +403,24 @@ impl Job {
         self.spec.timeouts.total_seconds.map(|seconds| self.created_at.after(Duration::from_secs(seconds)))
     }
 
-    /// When a queued job expires.
+    /// When a queued job expires. Counts this stay in the queue only: a job that was interrupted after days of work
+    /// keeps its place in the order (`queued_at`) and is not expired for having worked.
     pub fn queue_deadline(&self) -> Option<Timestamp> {
-        let since = self.queued_at?;
-        self.spec.timeouts.queue_seconds.map(|seconds| since.after(Duration::from_secs(seconds)))
+        match self.state.name() {
+            StateName::Queued => {
+                let limit = self.spec.timeouts.queue_seconds?;
+                Some(self.state_since.after(Duration::from_secs(limit)))
+            }
+            StateName::Held
+            | StateName::Assigned
+            | StateName::Starting
+            | StateName::Running
+            | StateName::Finalizing
+            | StateName::Canceling
+            | StateName::Succeeded
+            | StateName::Failed
+            | StateName::Canceled
+            | StateName::Expired => None,
+        }
     }
 }

@@ -69,9 +69,9 @@ pub enum JobEvent {
         /// Under which right.
         epoch: Epoch,
     },
-    /// The queue timeout has passed.
+    /// The queue timeout may have passed; `Stale` when it has not.
     QueueTimeout,
-    /// The total timeout has passed.
+    /// The total timeout may have passed; `Stale` when it has not.
     TotalTimeout,
 }
 
@@ -106,7 +106,7 @@ pub fn apply(job: &Job, event: JobEvent, now: Timestamp) -> Outcome {
         JobEvent::Cancel => cancel(job, StopCause::Requested, now),
         JobEvent::Stopped { epoch } => under(job, epoch, |_| stopped(job, now)),
         JobEvent::QueueTimeout => queue_timeout(job, now),
-        JobEvent::TotalTimeout => cancel(job, StopCause::TotalTimeout, now),
+        JobEvent::TotalTimeout => total_timeout(job, now),
     }
 }
 
@@ -272,23 +272,23 @@ fn attempt_failed(job: &Job, failure: Failure, now: Timestamp) -> Outcome {
 }
 
 fn retried(job: &Job, failure: Failure, now: Timestamp) -> Job {
-    let (user, infrastructure) = match failure.class.retry_budget() {
-        RetryBudget::User if job.user_retries < job.spec.retry.user => (1, 0),
-        RetryBudget::Infrastructure if job.infrastructure_retries < job.spec.retry.infrastructure => (0, 1),
-        RetryBudget::User | RetryBudget::Infrastructure | RetryBudget::None => {
-            return moved(job, JobState::Failed { failure }, now);
-        }
+    let (user, infrastructure) = (job.user_retries, job.infrastructure_retries);
+    let requeued = |taken: u32| {
+        let not_before = Some(now.after(pause(taken)));
+        moved(job, JobState::Queued { not_before, last_failure: Some(failure.clone()) }, now)
     };
-    let taken = job.user_retries + job.infrastructure_retries;
-    let queued = JobState::Queued { not_before: Some(now.after(pause(taken))), last_failure: Some(failure) };
-    Job {
-        user_retries: job.user_retries + user,
-        infrastructure_retries: job.infrastructure_retries + infrastructure,
-        ..moved(job, queued, now)
+    match failure.class.retry_budget() {
+        RetryBudget::User if user < job.spec.retry.user => Job { user_retries: user + 1, ..requeued(user) },
+        RetryBudget::Infrastructure if infrastructure < job.spec.retry.infrastructure => {
+            Job { infrastructure_retries: infrastructure + 1, ..requeued(infrastructure) }
+        }
+        RetryBudget::User | RetryBudget::Infrastructure | RetryBudget::None => {
+            moved(job, JobState::Failed { failure }, now)
+        }
     }
 }
 
-/// Pause before the next attempt: 1 s, doubled with each retry taken before, at most a minute.
+/// Pause before the next attempt: 1 s, doubled with each retry taken before from the same budget, at most a minute.
 fn pause(retries_taken: u32) -> Duration {
     Duration::from_secs(1 << retries_taken.min(6)).min(LONGEST_PAUSE)
 }
@@ -350,9 +350,13 @@ fn after_stop(cause: &StopCause) -> JobState {
     }
 }
 
+/// A timer set for an earlier stay in the queue may fire in a later one: the deadline decides, not the message.
 fn queue_timeout(job: &Job, now: Timestamp) -> Outcome {
     match job.state.name() {
-        StateName::Queued => applied(moved(job, JobState::Expired, now)),
+        StateName::Queued if has_passed(job.queue_deadline(), now) => {
+            applied(moved(job, JobState::Expired, now))
+        }
+        StateName::Queued | StateName::Expired => Outcome::Stale,
         StateName::Held
         | StateName::Assigned
         | StateName::Starting
@@ -361,9 +365,22 @@ fn queue_timeout(job: &Job, now: Timestamp) -> Outcome {
         | StateName::Canceling
         | StateName::Succeeded
         | StateName::Failed
-        | StateName::Canceled
-        | StateName::Expired => illegal(job),
+        | StateName::Canceled => illegal(job),
     }
+}
+
+fn total_timeout(job: &Job, now: Timestamp) -> Outcome {
+    if has_passed(job.total_deadline(), now) {
+        cancel(job, StopCause::TotalTimeout, now)
+    } else if job.state.name().is_terminal() || job.state.name() == StateName::Finalizing {
+        illegal(job)
+    } else {
+        Outcome::Stale
+    }
+}
+
+fn has_passed(deadline: Option<Timestamp>, now: Timestamp) -> bool {
+    deadline.is_some_and(|deadline| deadline <= now)
 }
 
 /// Whether a change from one state to the other is drawn in SPEC 3; for tests and for readers.
@@ -387,3 +404,6 @@ pub fn is_drawn(from: StateName, to: StateName) -> bool {
 pub fn next_attempt(job: &Job) -> AttemptNumber {
     job.attempts.next()
 }
+
+#[cfg(test)]
+mod tests;
