@@ -8,14 +8,27 @@
 //! Invariant: the record comes first, then the hint. Invariant: `update` is the only place that changes a job's row.
 //! Invariant: a write whose result is unknown is settled by reading what it would have left behind.
 
+pub mod access;
+pub mod accounts;
 pub mod backend;
 pub mod contract;
+pub mod dispatch;
+pub mod engines;
+pub mod enrolment;
+pub mod fleet;
+pub mod idempotency;
+mod job_row;
+pub mod jobs;
 mod layout;
+pub mod leader;
 pub mod memory;
 pub mod ports;
 pub mod problem;
+mod produced;
 pub mod record;
+pub mod recorder;
 pub mod stores;
 pub mod system_store;
+pub mod update;
 
 pub use backend::Backend;

@@ -268,7 +268,7 @@ mod tests {
     }
 
     fn accepted() -> FromManager {
-        let body = from_manager::Body::Accepted(Accepted { lease_millis: 5, watched: false });
+        let body = from_manager::Body::Accepted(Accepted { lease_millis: 5, ..Default::default() });
         FromManager { body: Some(body), ..Default::default() }
     }
 

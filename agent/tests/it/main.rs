@@ -1,0 +1,6 @@
+//! Integration tests of the agent: real Docker where it answers, real processes, and workers and coordinators run in
+//! this process against a scripted manager.
+
+mod docker;
+mod process;
+mod support;

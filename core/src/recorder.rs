@@ -1,0 +1,385 @@
+//! What live attempts report besides their state: progress and logs. Rows of their own, so that neither costs a change
+//! of the job.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use telecine_domain::attempt::{AttemptId, Progress};
+use telecine_domain::id::{AccountId, AttemptNumber, JobId};
+use telecine_domain::time::Timestamp;
+
+use crate::backend::Backend;
+use crate::layout;
+use crate::ports::table::{Condition, Query, SortRange, Source};
+use crate::record::{self, RecordError, Versioned};
+use crate::system_store::Reference;
+
+/// How long a job counts as watched after somebody has read it.
+pub const WATCH_LIFE: Duration = Duration::from_secs(30);
+/// Most bytes of one log chunk.
+pub const MAX_CHUNK_BYTES: usize = 256 * 1024;
+/// How much of a log's end is kept in a row.
+pub const LOG_TAIL_BYTES: usize = 64 * 1024;
+
+/// What became of a progress report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is recorded.
+    Written,
+    /// A later one was recorded before, or one of a later attempt; it was dropped.
+    Older,
+}
+
+/// What became of a log chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It is recorded.
+    Written,
+    /// It had been recorded before; nothing changed.
+    Duplicate,
+    /// Chunks before it are missing; nothing changed. Send from `expected` on.
+    Gap {
+        /// The next sequence number.
+        expected: u64,
+    },
+}
+
+/// A log chunk was not recorded, or could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The chunk is too large.
+    #[error("a log chunk of {0} bytes is too large (at most {MAX_CHUNK_BYTES})")]
+    TooLarge(usize),
+    /// The records were out of reach.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// A part of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPage {
+    /// The bytes, as the engine wrote them (redacted).
+    pub bytes: Bytes,
+    /// The sequence number of the first chunk that is not in it: where to read on, now or when there is more.
+    pub next: u64,
+    /// Whether there is more already.
+    pub more: bool,
+}
+
+/// The row of a log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogRecord {
+    /// Sequence number of the next chunk.
+    next: u64,
+    total_bytes: u64,
+    tail: String,
+    at: Timestamp,
+}
+
+/// The row of a chunk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChunkRecord {
+    object: Reference,
+    at: Timestamp,
+}
+
+/// Records how far an attempt is. Inside an attempt neither the sequence nor the ratio nor the media time goes back.
+///
+/// # Errors
+/// When the records are out of reach.
+pub async fn put_progress(
+    backend: &Backend,
+    account: AccountId,
+    progress: &Progress,
+) -> Result<Recorded, RecordError> {
+    let key = layout::progress(progress.attempt.job, account);
+    let mut result = Recorded::Older;
+    record::replace(backend.table.as_ref(), &key, |found: Option<&Versioned<Progress>>| {
+        let merged = match found.map(|found| &found.value) {
+            // Our own report after an unknown result.
+            Some(before) if result == Recorded::Written && before.sequence == progress.sequence => {
+                return Ok(None);
+            }
+            Some(before) => match merge(before, progress) {
+                Some(merged) => merged,
+                None => {
+                    result = Recorded::Older;
+                    return Ok(None);
+                }
+            },
+            None => progress.clone(),
+        };
+        result = Recorded::Written;
+        record::row(key.clone(), 1, &merged).map(Some)
+    })
+    .await?;
+    Ok(result)
+}
+
+/// Records a chunk of a log, numbered from 0 without gaps. The bytes are in the system store before the row names them.
+///
+/// # Errors
+/// `TooLarge`, or when the records are out of reach.
+pub async fn append_log(
+    backend: &Backend,
+    account: AccountId,
+    attempt: AttemptId,
+    sequence: u64,
+    bytes: &[u8],
+    now: Timestamp,
+) -> Result<Appended, LogError> {
+    if bytes.len() > MAX_CHUNK_BYTES {
+        return Err(LogError::TooLarge(bytes.len()));
+    }
+    let (table, AttemptId { job, attempt, .. }) = (backend.table.as_ref(), attempt);
+    let key = layout::log(job, account, attempt);
+    let object = backend.system.put(Bytes::copy_from_slice(bytes)).await.map_err(RecordError::from)?;
+    for tried in 0..record::TRIES {
+        let log = record::get::<LogRecord>(table, &key).await?;
+        let next = log.as_ref().map_or(0, |log| log.value.next);
+        if sequence < next {
+            // After an unknown result this may be our own write: recorded either way.
+            return Ok(if tried == 0 { Appended::Duplicate } else { Appended::Written });
+        }
+        if sequence > next {
+            return Ok(Appended::Gap { expected: next });
+        }
+        let (condition, version) = match &log {
+            Some(log) => (Condition::Version(log.version), log.version + 1),
+            None => (Condition::Absent, 1),
+        };
+        let record = appended(log.map(|log| log.value), bytes, now);
+        let chunk = ChunkRecord { object: object.clone(), at: now };
+        let writes = vec![
+            record::put(record::row(key.clone(), version, &record)?, condition),
+            record::put_new(layout::log_chunk(job, account, attempt, sequence), &chunk)?,
+        ];
+        match table.transact(writes).await {
+            Ok(()) => return Ok(Appended::Written),
+            Err(error @ crate::ports::table::TableError::Invalid(_)) => {
+                return Err(RecordError::from(error).into());
+            }
+            Err(_) => record::pause(tried).await,
+        }
+    }
+    Err(RecordError::contended(&key).into())
+}
+
+/// The log of an attempt from chunk `from` on: whole chunks, at most `max_bytes` but at least one if there is one.
+///
+/// # Errors
+/// When the records are out of reach.
+pub async fn read_log(
+    backend: &Backend,
+    account: AccountId,
+    job: JobId,
+    attempt: AttemptNumber,
+    from: u64,
+    max_bytes: usize,
+) -> Result<LogPage, RecordError> {
+    let prefix = layout::log_chunks_prefix(account, attempt);
+    let range = SortRange::Between(format!("{prefix}{from:010}"), format!("{prefix}:"));
+    let query = Query { range, ..record::page_of(Source::Rows, layout::job_partition(job), 1000, None) };
+    let page = backend.table.query(query).await?;
+    let (mut bytes, mut next) = (BytesMut::new(), from);
+    for row in &page.rows {
+        let chunk: ChunkRecord = record::value(row)?;
+        let size = usize::try_from(chunk.object.size_bytes).unwrap_or(usize::MAX);
+        if next > from && bytes.len().saturating_add(size) > max_bytes {
+            return Ok(LogPage { bytes: bytes.freeze(), next, more: true });
+        }
+        bytes.extend_from_slice(&backend.system.read(&chunk.object).await?);
+        next += 1;
+    }
+    Ok(LogPage { bytes: bytes.freeze(), next, more: page.next.is_some() })
+}
+
+/// The last 64 KiB of an attempt's log as text, without control characters; `None` when nothing was written.
+///
+/// # Errors
+/// When the records are out of reach.
+pub async fn log_tail(
+    backend: &Backend,
+    account: AccountId,
+    job: JobId,
+    attempt: AttemptNumber,
+) -> Result<Option<String>, RecordError> {
+    let key = layout::log(job, account, attempt);
+    let found = record::get::<LogRecord>(backend.table.as_ref(), &key).await?;
+    Ok(found.map(|found| found.value.tail))
+}
+
+/// Somebody reads the job: its progress is recorded often for a while. Writes only when the mark is half spent.
+///
+/// # Errors
+/// When the records are out of reach.
+pub async fn mark_watched(
+    backend: &Backend,
+    account: AccountId,
+    job: JobId,
+    now: Timestamp,
+) -> Result<(), RecordError> {
+    let key = layout::watch(job, account);
+    let found = backend.table.get(&key).await?;
+    let half = now.after(WATCH_LIFE / 2);
+    if found.and_then(|row| row.expires_at).is_some_and(|at| at > half) {
+        return Ok(());
+    }
+    let mut row = record::row(key, 1, &now)?;
+    row.expires_at = Some(now.after(WATCH_LIFE));
+    // Any of several readers may have the last word: they all say the same.
+    Ok(backend.table.transact(vec![record::put(row, Condition::Any)]).await?)
+}
+
+/// Whether somebody reads the job.
+///
+/// # Errors
+/// When the records are out of reach.
+pub async fn watched(
+    backend: &Backend,
+    account: AccountId,
+    job: JobId,
+    now: Timestamp,
+) -> Result<bool, RecordError> {
+    let found = backend.table.get(&layout::watch(job, account)).await?;
+    Ok(found.and_then(|row| row.expires_at).is_some_and(|at| at > now))
+}
+
+fn merge(before: &Progress, after: &Progress) -> Option<Progress> {
+    let place = |progress: &Progress| (progress.attempt.epoch, progress.sequence);
+    if place(after) <= place(before) {
+        return None;
+    }
+    if after.attempt != before.attempt {
+        return Some(after.clone());
+    }
+    // `None` lies below every number: what was known once stays known.
+    Some(Progress {
+        ratio_ppm: after.ratio_ppm.max(before.ratio_ppm),
+        media_millis: after.media_millis.max(before.media_millis),
+        ..after.clone()
+    })
+}
+
+fn appended(log: Option<LogRecord>, bytes: &[u8], now: Timestamp) -> LogRecord {
+    let nothing = LogRecord { next: 0, total_bytes: 0, tail: String::new(), at: now };
+    let log = log.unwrap_or(nothing);
+    let mut tail = log.tail;
+    // A row's text may not grow sixfold by escapes: control characters are replaced.
+    tail.extend(String::from_utf8_lossy(bytes).chars().map(|letter| match letter {
+        '\n' | '\t' => letter,
+        _ if letter.is_control() => '\u{FFFD}',
+        _ => letter,
+    }));
+    let mut cut = tail.len().saturating_sub(LOG_TAIL_BYTES);
+    while !tail.is_char_boundary(cut) {
+        cut += 1;
+    }
+    tail.drain(..cut);
+    LogRecord { next: log.next + 1, total_bytes: log.total_bytes + bytes.len() as u64, tail, at: now }
+}
+
+#[cfg(test)]
+mod tests {
+    use telecine_domain::id::Epoch;
+
+    use super::*;
+    use crate::contract::HandClock;
+    use crate::memory::Fault;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+    const ACCOUNT: AccountId = AccountId::PLATFORM;
+
+    fn attempt(number: u32) -> AttemptId {
+        AttemptId { job: JobId::new(NOW, 1), attempt: AttemptNumber(number), epoch: Epoch(u64::from(number)) }
+    }
+
+    fn progress(number: u32, sequence: u64, ratio_ppm: Option<u32>) -> Progress {
+        Progress {
+            attempt: attempt(number),
+            sequence,
+            ratio_ppm,
+            media_millis: None,
+            phase: String::new(),
+            at: NOW,
+        }
+    }
+
+    #[tokio::test]
+    async fn progress_never_goes_back_inside_an_attempt() {
+        let (backend, table) = Backend::memory(HandClock::at(NOW).clock());
+        let put = async |report: Progress| put_progress(&backend, ACCOUNT, &report).await.unwrap();
+        let ratio = async || {
+            let key = layout::progress(attempt(1).job, ACCOUNT);
+            record::get::<Progress>(backend.table.as_ref(), &key).await.unwrap().unwrap().value.ratio_ppm
+        };
+        assert_eq!(put(progress(1, 2, Some(500))).await, Recorded::Written);
+        assert_eq!(put(progress(1, 1, Some(900))).await, Recorded::Older, "out of order");
+        assert_eq!(put(progress(1, 2, Some(900))).await, Recorded::Older, "twice");
+        assert_eq!(put(progress(1, 3, Some(400))).await, Recorded::Written);
+        assert_eq!(ratio().await, Some(500));
+        assert_eq!(put(progress(1, 4, None)).await, Recorded::Written);
+        assert_eq!(ratio().await, Some(500), "unknown does not take back what was known");
+        assert_eq!(put(progress(2, 1, Some(10))).await, Recorded::Written, "another attempt begins anew");
+        assert_eq!(ratio().await, Some(10));
+        assert_eq!(put(progress(1, 9, Some(999))).await, Recorded::Older, "a stale attempt");
+        table.fail_transaction(1, Fault::LostAfter);
+        assert_eq!(put(progress(2, 2, Some(20))).await, Recorded::Written, "an unknown result is settled");
+    }
+
+    #[tokio::test]
+    async fn log_chunks_are_kept_once_and_in_order() {
+        let (backend, table) = Backend::memory(HandClock::at(NOW).clock());
+        let append = async |sequence, bytes: &[u8]| {
+            append_log(&backend, ACCOUNT, attempt(1), sequence, bytes, NOW).await.unwrap()
+        };
+        assert_eq!(append(1, b"late").await, Appended::Gap { expected: 0 });
+        assert_eq!(append(0, b"one\n").await, Appended::Written);
+        assert_eq!(append(0, b"one\n").await, Appended::Duplicate);
+        table.fail_transaction(1, Fault::LostAfter);
+        assert_eq!(append(1, b"two\x1b[0m\n").await, Appended::Written);
+        table.fail_transaction(1, Fault::LostBefore);
+        assert_eq!(append(2, b"three\n").await, Appended::Written);
+        let read = async |from, most| {
+            read_log(&backend, ACCOUNT, attempt(1).job, AttemptNumber(1), from, most).await.unwrap()
+        };
+        let all = read(0, 1 << 20).await;
+        assert_eq!((&all.bytes[..], all.next, all.more), (&b"one\ntwo\x1b[0m\nthree\n"[..], 3, false));
+        let first = read(0, 5).await;
+        assert_eq!((&first.bytes[..], first.next, first.more), (&b"one\n"[..], 1, true));
+        assert_eq!(read(3, 5).await, LogPage { bytes: Bytes::new(), next: 3, more: false });
+        let tail = log_tail(&backend, ACCOUNT, attempt(1).job, AttemptNumber(1)).await.unwrap().unwrap();
+        assert_eq!(tail, "one\ntwo\u{FFFD}[0m\nthree\n");
+    }
+
+    #[tokio::test]
+    async fn the_tail_of_a_long_hostile_log_fits_a_row() {
+        let (backend, _) = Backend::memory(HandClock::at(NOW).clock());
+        for (sequence, byte) in [b'\0', b'"', b'\\', 0xFF].into_iter().enumerate() {
+            let bytes = vec![byte; MAX_CHUNK_BYTES];
+            let done = append_log(&backend, ACCOUNT, attempt(1), sequence as u64, &bytes, NOW).await;
+            assert_eq!(done.unwrap(), Appended::Written);
+        }
+        let too_large = vec![0; MAX_CHUNK_BYTES + 1];
+        let refused = append_log(&backend, ACCOUNT, attempt(1), 4, &too_large, NOW).await;
+        assert!(matches!(refused, Err(LogError::TooLarge(_))));
+    }
+
+    #[tokio::test]
+    async fn watching_costs_few_writes_and_ends() {
+        let clock = HandClock::at(NOW);
+        let (backend, table) = Backend::memory(clock.clock());
+        let job = attempt(1).job;
+        for _ in 0..10 {
+            mark_watched(&backend, ACCOUNT, job, clock.now()).await.unwrap();
+            clock.advance(Duration::from_secs(1));
+        }
+        assert_eq!(table.transactions(), 1);
+        assert!(watched(&backend, ACCOUNT, job, clock.now()).await.unwrap());
+        clock.advance(WATCH_LIFE);
+        assert!(!watched(&backend, ACCOUNT, job, clock.now()).await.unwrap());
+    }
+}
