@@ -4,8 +4,8 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# Where everything the scripts start or build keeps its files: TELECINE_STATE, else .telecine in the checkout.
-state=${TELECINE_STATE:-$root/.telecine}
+# Where everything the scripts start or build keeps its files: TELECINE_STATE, else .telecine/state in the checkout.
+state=${TELECINE_STATE:-$root/.telecine/state}
 mkdir -p "$state"
 state=$(cd "$state" && pwd)
 
