@@ -1,0 +1,202 @@
+//! Opens a data folder and gives the ports on it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use telecine_core::Backend;
+use telecine_core::memory::StoredCredentials;
+use telecine_core::ports::Clock;
+use telecine_core::system_store::SystemStore;
+use telecine_domain::store::Provider;
+use telecine_domain::time::Timestamp;
+use telecine_stores::{OpenError, OpenedStore, StoreSecret};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::instances::{AgentCommand, LocalInstances, LocalInstancesError, LocalPool, Provisioner};
+use crate::keys::{FileKeys, KeyFileError};
+use crate::lock::{FolderLock, LockError};
+use crate::queue::EmbeddedQueue;
+use crate::table::{SchemaError, SqliteTable};
+
+const DATABASE: &str = "telecine.db";
+const KEY_FILE: &str = "master.key";
+const SYSTEM_FOLDER: &str = "system";
+const AGENTS_FOLDER: &str = "agents";
+/// Expired rows are hidden at once; this is only when their space is won back.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// What an operator decides.
+#[derive(Clone)]
+pub struct EmbeddedConfig {
+    /// The data folder; made when it is missing, for its owner only.
+    pub folder: PathBuf,
+    /// Pools of agents on this machine; may be empty.
+    pub pools: Vec<LocalPool>,
+    /// How an agent is started.
+    pub agent: AgentCommand,
+    /// Writes what an agent needs to join.
+    pub provisioner: Arc<dyn Provisioner>,
+    /// Time that a retired agent has for what it runs, before it is killed.
+    pub drain_limit: Duration,
+}
+
+/// A data folder cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedError {
+    /// It cannot be made or looked at.
+    #[error("the data folder {folder:?} cannot be used: {source}")]
+    Folder {
+        /// Which.
+        folder: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// It lies on a file system of the network.
+    #[error(
+        "the data folder {folder:?} is on a network file system ({kind}), which cannot hold the database safely: choose a folder on a local disk"
+    )]
+    NetworkFileSystem {
+        /// Which.
+        folder: PathBuf,
+        /// Which sort.
+        kind: &'static str,
+    },
+    /// Somebody else has it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Its database.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// Its key.
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
+    /// The platform's own objects.
+    #[error(transparent)]
+    System(#[from] OpenError),
+    /// Its agents.
+    #[error(transparent)]
+    Instances(#[from] LocalInstancesError),
+}
+
+/// An open data folder. `close` it: what runs behind it ends then.
+pub struct Embedded {
+    /// The truth.
+    pub table: Arc<SqliteTable>,
+    /// Hints; empty at start, filled again by the sweep.
+    pub queue: Arc<EmbeddedQueue>,
+    /// Seals secrets.
+    pub keys: Arc<FileKeys>,
+    /// Agents on this machine, those of the process before among them.
+    pub instances: Arc<LocalInstances>,
+    /// The platform's own objects.
+    pub system: OpenedStore,
+    background: TaskTracker,
+    ending: CancellationToken,
+    // Dropped after the table, whose writer ends with it.
+    _lock: FolderLock,
+}
+
+impl Embedded {
+    /// Takes the folder, opens or makes what is in it, and finds the agents again that run from it.
+    ///
+    /// # Errors
+    /// See [`EmbeddedError`]; every message names the folder or the file and what to do.
+    pub async fn open(config: EmbeddedConfig) -> Result<Self, EmbeddedError> {
+        let clock: Clock = Arc::new(system_time);
+        let folder = prepare(&config.folder)?;
+        let lock = FolderLock::take(&folder)?;
+        let database = folder.join(DATABASE);
+        let keys = Arc::new(FileKeys::open(&folder.join(KEY_FILE), !database.exists())?);
+        let table = Arc::new(SqliteTable::open(&database, clock)?);
+        let system = folder_inside(&folder, SYSTEM_FOLDER)?;
+        let provider = Provider::Local { folder: system.to_string_lossy().into_owned() };
+        let system = telecine_stores::open(&provider, &StoreSecret::None)?;
+        let agents = folder_inside(&folder, AGENTS_FOLDER)?;
+        let instances =
+            LocalInstances::open(agents, config.pools, config.agent, config.provisioner, config.drain_limit);
+        let instances = Arc::new(instances.await?);
+        let (background, ending) = (TaskTracker::new(), CancellationToken::new());
+        background.spawn(sweep(Arc::clone(&table), ending.clone()));
+        background.spawn(Arc::clone(&instances).supervise(ending.clone()));
+        background.close();
+        let queue = Arc::new(EmbeddedQueue::default());
+        Ok(Self { table, queue, keys, instances, system, background, ending, _lock: lock })
+    }
+
+    /// One of each port.
+    pub fn backend(&self) -> Backend {
+        Backend {
+            table: self.table.clone(),
+            queue: self.queue.clone(),
+            keys: self.keys.clone(),
+            credentials: Arc::new(StoredCredentials::new(self.table.clone(), self.keys.clone())),
+            instances: self.instances.clone(),
+            system: SystemStore::over(self.system.clone()),
+        }
+    }
+
+    /// Ends what runs in the background; agents go on. The folder is free for the next process when this value and
+    /// every `Backend` made of it are dropped.
+    pub async fn close(&self) {
+        self.ending.cancel();
+        self.background.wait().await;
+    }
+}
+
+fn system_time() -> Timestamp {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+async fn sweep(table: Arc<SqliteTable>, ending: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = ending.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        match table.sweep_expired().await {
+            Ok(0) => {}
+            Ok(removed) => tracing::debug!(removed, "expired rows removed"),
+            Err(error) => tracing::warn!(%error, "expired rows were not removed; they are tried again"),
+        }
+    }
+}
+
+/// The folder's absolute path, made when it is missing.
+fn prepare(folder: &Path) -> Result<PathBuf, EmbeddedError> {
+    let failed = |source| EmbeddedError::Folder { folder: folder.to_owned(), source };
+    make_private(folder).map_err(failed)?;
+    let folder = folder.canonicalize().map_err(failed)?;
+    let system = rustix::fs::statfs(&folder).map_err(|error| failed(error.into()))?;
+    match network_kind(system.f_type) {
+        Some(kind) => Err(EmbeddedError::NetworkFileSystem { folder, kind }),
+        None => Ok(folder),
+    }
+}
+
+/// File systems on which neither locks nor shared memory can be trusted (numbers of `statfs(2)`).
+fn network_kind(magic: i64) -> Option<&'static str> {
+    match magic {
+        0x6969 => Some("NFS"),
+        0x517b => Some("SMB"),
+        0xff53_4d42 => Some("CIFS"),
+        0xfe53_4d42 => Some("SMB2"),
+        0x0102_1997 => Some("9P"),
+        _ => None,
+    }
+}
+
+fn folder_inside(folder: &Path, name: &str) -> Result<PathBuf, EmbeddedError> {
+    let inside = folder.join(name);
+    match make_private(&inside) {
+        Ok(()) => Ok(inside),
+        Err(source) => Err(EmbeddedError::Folder { folder: inside, source }),
+    }
+}
+
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}

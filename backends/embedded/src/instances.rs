@@ -1,0 +1,344 @@
+//! Instances on this machine: each is an agent, a process of this machine in a session of its own.
+//!
+//! Level-triggered: what should be is a record on disk for each instance (written before its process is started), what
+//! is are the processes; `supervise` brings the second to the first. An agent that dies is started again in its own
+//! folder, where it finds its workers. An agent outlives the process that started it and is adopted by the next one,
+//! known by process id, start time and boot.
+
+mod process;
+mod record;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use telecine_core::ports::instances::{Instances, InstancesError, PoolStatus, ProvidedInstance};
+use telecine_domain::id::{InstanceId, PoolName};
+use telecine_domain::time::Timestamp;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use process::Process;
+use record::{Record, Wanted};
+
+/// How often processes are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Longest wait between two starts of an agent that keeps dying.
+const MOST_BACKOFF: Duration = Duration::from_secs(60);
+/// An agent that ran this long before it died is started again at once.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
+
+/// A pool of agents on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPool {
+    /// Its name.
+    pub name: PoolName,
+    /// Most instances at a time.
+    pub most: u32,
+}
+
+/// How an agent is started: `program arguments… <path of its configuration>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentCommand {
+    /// The program, usually this one.
+    pub program: PathBuf,
+    /// What comes before the path, such as `agent --config`.
+    pub arguments: Vec<String>,
+}
+
+/// An agent about to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewAgent {
+    /// Its instance id; the same whenever it is started again.
+    pub instance: InstanceId,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its own folder, where it may keep what it likes.
+    pub folder: PathBuf,
+}
+
+/// Gives an agent what it needs to join: called before each start.
+#[async_trait]
+pub trait Provisioner: Send + Sync {
+    /// Writes files into the agent's folder (tokens, certificates) and gives the text of its configuration file.
+    ///
+    /// # Errors
+    /// What went wrong, for people; the start is tried again later.
+    async fn provision(&self, agent: &NewAgent) -> Result<String, String>;
+}
+
+/// The agents' folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the folder of agents {folder:?} cannot be used: {source}")]
+pub struct LocalInstancesError {
+    /// Which.
+    pub folder: PathBuf,
+    /// The system's words.
+    pub source: std::io::Error,
+}
+
+/// `Instances` as processes of this machine.
+pub struct LocalInstances {
+    folder: PathBuf,
+    pools: BTreeMap<PoolName, LocalPool>,
+    command: AgentCommand,
+    provisioner: Arc<dyn Provisioner>,
+    drain_limit: Duration,
+    agents: Mutex<BTreeMap<InstanceId, Agent>>,
+    /// Where the next instance id gets its random bits.
+    seed: std::hash::RandomState,
+}
+
+/// One instance, as this process knows it.
+struct Agent {
+    record: Record,
+    process: Option<Process>,
+    /// Starts since it last ran for long.
+    failures: u32,
+    started: Option<Instant>,
+    not_before: Instant,
+    kill_at: Option<Instant>,
+}
+
+impl LocalInstances {
+    /// Reads the records and adopts the agents that still run; the others are started by `supervise`.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub(crate) async fn open(
+        folder: PathBuf,
+        pools: Vec<LocalPool>,
+        command: AgentCommand,
+        provisioner: Arc<dyn Provisioner>,
+        drain_limit: Duration,
+    ) -> Result<Self, LocalInstancesError> {
+        let failed = |source| LocalInstancesError { folder: folder.clone(), source };
+        let records = record::read_all(&folder).map_err(failed)?;
+        let now = Instant::now();
+        let agents = records.into_iter().map(|record| {
+            let config = config_path(&folder, record.instance);
+            let process = match &record.started {
+                Some(started) => Process::adopt(started),
+                // The process before may have died between the start and the record of it.
+                None => Process::find(&config),
+            };
+            let instance = record.instance;
+            tracing::info!(%instance, pool = %record.pool, adopted = process.is_some(), "instance found again");
+            (instance, Agent { record, process, failures: 0, started: None, not_before: now, kill_at: None })
+        });
+        let agents = Mutex::new(agents.collect());
+        let pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
+        let seed = std::hash::RandomState::new();
+        Ok(Self { folder: folder.clone(), pools, command, provisioner, drain_limit, agents, seed })
+    }
+
+    /// Starts what should run and does not, ends what should not, until `ending`. Agents go on after that.
+    pub(crate) async fn supervise(self: Arc<Self>, ending: CancellationToken) {
+        loop {
+            self.look().await;
+            tokio::select! {
+                () = ending.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// Asks every agent to finish and end, waits up to `limit`, and says how many still run. Their records stay: the
+    /// next process starts them again. For the end of a machine's work, after `supervise` has ended.
+    pub async fn drain_all(&self, limit: Duration) -> usize {
+        let deadline = Instant::now() + limit;
+        for agent in self.agents.lock().await.values() {
+            ask_to_end(agent);
+        }
+        loop {
+            let mut agents = self.agents.lock().await;
+            let running = agents.values_mut().map(is_running).filter(|&running| running).count();
+            drop(agents);
+            if running == 0 || Instant::now() >= deadline {
+                return running;
+            }
+            tokio::time::sleep(LOOK_EVERY / 5).await;
+        }
+    }
+
+    async fn look(&self) {
+        let mut agents = self.agents.lock().await;
+        let mut gone = Vec::new();
+        for (instance, agent) in agents.iter_mut() {
+            match (is_running(agent), agent.record.wanted) {
+                (true, Wanted::Running) => {}
+                (true, Wanted::Retired) => self.press(agent),
+                (false, Wanted::Retired) => gone.push(*instance),
+                (false, Wanted::Running) => self.start_again(agent).await,
+            }
+        }
+        for instance in gone {
+            match record::remove(&self.folder, instance) {
+                Ok(()) => {
+                    tracing::info!(%instance, "instance retired");
+                    agents.remove(&instance);
+                }
+                Err(error) => {
+                    tracing::warn!(%instance, %error, "the folder of a retired instance stays for now")
+                }
+            }
+        }
+    }
+
+    /// A retired agent is asked once, and killed when it takes too long.
+    fn press(&self, agent: &mut Agent) {
+        let instance = agent.record.instance;
+        match agent.kill_at {
+            None => {
+                ask_to_end(agent);
+                agent.kill_at = Some(Instant::now() + self.drain_limit);
+            }
+            Some(at) if Instant::now() >= at => {
+                tracing::warn!(%instance, "a retired agent did not end in time and is killed");
+                if let Some(process) = &agent.process {
+                    process.kill();
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    async fn start_again(&self, agent: &mut Agent) {
+        let instance = agent.record.instance;
+        if let Some(started) = agent.started.take() {
+            let settled = started.elapsed() >= SETTLED_AFTER;
+            agent.failures = if settled { 1 } else { agent.failures + 1 };
+            agent.not_before =
+                Instant::now() + if settled { Duration::ZERO } else { backoff(agent.failures) };
+            tracing::warn!(%instance, failures = agent.failures, "an agent ended by itself and is started again");
+        }
+        if Instant::now() < agent.not_before {
+            return;
+        }
+        if let Err(problem) = self.start(agent).await {
+            agent.failures += 1;
+            agent.not_before = Instant::now() + backoff(agent.failures);
+            tracing::error!(%instance, %problem, "an agent could not be started");
+        }
+    }
+
+    /// Starts the process of a record that is on disk already.
+    async fn start(&self, agent: &mut Agent) -> Result<(), String> {
+        let folder = record::folder_of(&self.folder, agent.record.instance);
+        let new = NewAgent { instance: agent.record.instance, pool: agent.record.pool.clone(), folder };
+        let config = self.provisioner.provision(&new).await?;
+        let path = config_path(&self.folder, new.instance);
+        record::write_private(&path, config.as_bytes())
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let process = Process::start(&self.command, &path, &new.folder)
+            .map_err(|error| format!("{} could not be started: {error}", self.command.program.display()))?;
+        agent.record.started = Some(process.started().clone());
+        agent.process = Some(process);
+        agent.started = Some(Instant::now());
+        // Without this line on disk the process is found by its command line.
+        record::write(&self.folder, &agent.record).map_err(|error| error.to_string())
+    }
+
+    fn pool(&self, pool: &PoolName) -> Result<&LocalPool, InstancesError> {
+        self.pools.get(pool).ok_or_else(|| InstancesError::NoSuchPool(pool.clone()))
+    }
+
+    fn new_instance(&self, number: usize) -> InstanceId {
+        use std::hash::BuildHasher;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let high = self.seed.hash_one((number, now.as_nanos(), std::process::id()));
+        let low = std::hash::RandomState::new().hash_one(high);
+        let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        InstanceId::new(Timestamp::from_millis(millis), u128::from(high) << 64 | u128::from(low))
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    let seconds = Duration::from_secs(1).saturating_mul(1 << failures.clamp(1, 7).saturating_sub(1));
+    seconds.min(MOST_BACKOFF)
+}
+
+fn config_path(agents: &Path, instance: InstanceId) -> PathBuf {
+    record::folder_of(agents, instance).join("agent.toml")
+}
+
+fn is_running(agent: &mut Agent) -> bool {
+    let running = agent.process.as_mut().is_some_and(Process::is_running);
+    if !running {
+        agent.process = None;
+    }
+    running
+}
+
+fn ask_to_end(agent: &Agent) {
+    if let Some(process) = &agent.process {
+        process.ask_to_end();
+    }
+}
+
+#[async_trait]
+impl Instances for LocalInstances {
+    async fn status(&self, pool: &PoolName) -> Result<PoolStatus, InstancesError> {
+        self.pool(pool)?;
+        let mut agents = self.agents.lock().await;
+        let of_pool = agents.values_mut().filter(|agent| agent.record.pool == *pool);
+        let instances = of_pool.map(|agent| ProvidedInstance {
+            id: agent.record.instance,
+            running: is_running_quietly(agent) && agent.record.wanted == Wanted::Running,
+        });
+        Ok(PoolStatus { instances: instances.collect(), pending: 0 })
+    }
+
+    async fn launch(&self, pool: &PoolName, count: u32) -> Result<(), InstancesError> {
+        let most = self.pool(pool)?.most;
+        let mut agents = self.agents.lock().await;
+        let there = agents.values().filter(|agent| agent.record.pool == *pool).count();
+        if there as u64 + u64::from(count) > u64::from(most) {
+            let problem =
+                format!("it has {there} of at most {most} instances, and {count} more were asked for");
+            return Err(InstancesError::NoCapacity { pool: pool.clone(), problem });
+        }
+        let mut ids = BTreeSet::new();
+        while ids.len() < count as usize {
+            ids.insert(self.new_instance(ids.len()));
+        }
+        for instance in ids {
+            let record = Record { instance, pool: pool.clone(), wanted: Wanted::Running, started: None };
+            record::write(&self.folder, &record).map_err(|error| {
+                let folder = record::folder_of(&self.folder, instance);
+                InstancesError::Unavailable(format!("{}: {error}", folder.display()))
+            })?;
+            let now = Instant::now();
+            let mut agent =
+                Agent { record, process: None, failures: 0, started: None, not_before: now, kill_at: None };
+            // The record says that it should run: a start that fails is tried again by `supervise`.
+            self.start_again(&mut agent).await;
+            agents.insert(instance, agent);
+        }
+        Ok(())
+    }
+
+    async fn retire(&self, pool: &PoolName, instance: InstanceId) -> Result<(), InstancesError> {
+        self.pool(pool)?;
+        let mut agents = self.agents.lock().await;
+        let Some(agent) = agents.get_mut(&instance).filter(|agent| agent.record.pool == *pool) else {
+            return Ok(());
+        };
+        if agent.record.wanted == Wanted::Running {
+            agent.record.wanted = Wanted::Retired;
+            record::write(&self.folder, &agent.record)
+                .map_err(|error| InstancesError::Unavailable(format!("{instance}: {error}")))?;
+        }
+        if agent.kill_at.is_none() {
+            self.press(agent);
+        }
+        Ok(())
+    }
+}
+
+fn is_running_quietly(agent: &mut Agent) -> bool {
+    agent.process.as_mut().is_some_and(Process::is_running)
+}

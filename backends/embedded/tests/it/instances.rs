@@ -1,0 +1,208 @@
+//! Local agents: real processes, found again, started again, ended for certain.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, getsid, kill_process};
+use telecine_core::contract::instances_contract;
+use telecine_core::ports::instances::{Instances, InstancesError};
+use telecine_domain::id::{InstanceId, PoolName};
+use telecine_embedded::{AgentCommand, Embedded, EmbeddedConfig, LocalPool, NewAgent, Provisioner};
+
+use crate::opening::config as plain_config;
+
+/// An agent that ends when it is asked to.
+const GOOD: &str = "trap 'exit 0' TERM\necho \"$$\" > pid\nwhile :; do sleep 0.05; done\n";
+/// One that does not.
+const STUBBORN: &str = "trap '' TERM\necho \"$$\" > pid\nwhile :; do sleep 0.05; done\n";
+
+struct Config {
+    refusals: AtomicU32,
+}
+
+#[async_trait]
+impl Provisioner for Config {
+    async fn provision(&self, agent: &NewAgent) -> Result<String, String> {
+        let left = self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => Err("no token just now".to_owned()),
+            Err(_) => Ok(format!("instance_id = \"{}\"\n", agent.instance)),
+        }
+    }
+}
+
+fn pool() -> PoolName {
+    "default".parse().unwrap()
+}
+
+fn config(folder: &Path, script: &str, refusals: u32, drain_limit: Duration) -> EmbeddedConfig {
+    let program = folder.join("agent.sh");
+    std::fs::write(&program, script).unwrap();
+    EmbeddedConfig {
+        pools: vec![LocalPool { name: pool(), most: 3 }],
+        agent: AgentCommand {
+            program: "/bin/sh".into(),
+            arguments: vec![program.to_str().unwrap().to_owned()],
+        },
+        provisioner: Arc::new(Config { refusals: refusals.into() }),
+        drain_limit,
+        ..plain_config(folder)
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(15);
+    while !holds().await {
+        assert!(Instant::now() < end, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn running(embedded: &Embedded) -> Vec<InstanceId> {
+    let status = embedded.instances.status(&pool()).await.unwrap();
+    status.instances.into_iter().filter(|one| one.running).map(|one| one.id).collect()
+}
+
+fn folder_of(data: &Path, instance: InstanceId) -> PathBuf {
+    data.join("agents").join(instance.to_string())
+}
+
+fn pid_of(data: &Path, instance: InstanceId) -> Option<i32> {
+    std::fs::read_to_string(folder_of(data, instance).join("pid")).ok()?.trim().parse().ok()
+}
+
+async fn started(embedded: &Embedded, data: &Path) -> (InstanceId, i32) {
+    until("the agent runs", async || match running(embedded).await.first() {
+        Some(&instance) => pid_of(data, instance).is_some(),
+        None => false,
+    })
+    .await;
+    let instance = running(embedded).await[0];
+    (instance, pid_of(data, instance).unwrap())
+}
+
+fn is_alive(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_contract_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    instances_contract(async || embedded.instances.clone() as Arc<dyn Instances>).await;
+    embedded.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_outlives_its_starter_and_is_adopted() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    first.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&first, folder.path()).await;
+    let raw = Pid::from_raw(pid).unwrap();
+    assert_eq!(getsid(Some(raw)).unwrap(), raw, "it has a session of its own");
+    first.close().await;
+    drop(first);
+    assert!(is_alive(pid));
+
+    let second = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    assert_eq!(running(&second).await, [instance]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(pid_of(folder.path(), instance), Some(pid), "it was not started a second time");
+    second.instances.retire(&pool(), instance).await.unwrap();
+    until("it ends", async || !is_alive(pid)).await;
+    until("its folder goes", async || !folder_of(folder.path(), instance).exists()).await;
+    assert!(second.instances.status(&pool()).await.unwrap().instances.is_empty());
+    second.instances.retire(&pool(), instance).await.expect("one that is gone is no error");
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unrecorded_start_is_found_by_its_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    first.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&first, folder.path()).await;
+    first.close().await;
+    drop(first);
+    // As if the starter had died between the start and the record of it.
+    let record = folder_of(folder.path(), instance).join("instance.json");
+    let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    value["started"] = serde_json::Value::Null;
+    std::fs::write(&record, value.to_string()).unwrap();
+
+    let second = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(pid_of(folder.path(), instance), Some(pid), "it was not started a second time");
+    assert_eq!(second.instances.drain_all(Duration::from_secs(10)).await, 0);
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_is_started_again_as_the_same_instance() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    embedded.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&embedded, folder.path()).await;
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    until("it runs again", async || {
+        pid_of(folder.path(), instance).is_some_and(|again| again != pid && is_alive(again))
+    })
+    .await;
+    assert_eq!(running(&embedded).await, [instance]);
+    let again = pid_of(folder.path(), instance).unwrap();
+    embedded.instances.retire(&pool(), instance).await.unwrap();
+    until("it ends", async || !is_alive(again)).await;
+    embedded.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retired_agent_that_does_not_end_is_killed_also_by_the_next_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let limit = Duration::from_secs(1);
+    let first = Embedded::open(config(folder.path(), STUBBORN, 0, LONG)).await.unwrap();
+    first.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&first, folder.path()).await;
+    first.instances.retire(&pool(), instance).await.unwrap();
+    assert!(running(&first).await.is_empty(), "a retired instance is going away");
+    first.close().await;
+    drop(first);
+    assert!(is_alive(pid));
+    let second = Embedded::open(config(folder.path(), STUBBORN, 0, limit)).await.unwrap();
+    until("it is killed", async || !is_alive(pid)).await;
+    until("its folder goes", async || !folder_of(folder.path(), instance).exists()).await;
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_gives_no_more_than_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    let error = embedded.instances.launch(&pool(), 4).await.unwrap_err();
+    assert!(matches!(&error, InstancesError::NoCapacity { .. }), "{error}");
+    assert!(embedded.instances.status(&pool()).await.unwrap().instances.is_empty());
+    embedded.instances.launch(&pool(), 3).await.unwrap();
+    assert_eq!(embedded.instances.status(&pool()).await.unwrap().instances.len(), 3);
+    assert!(embedded.instances.launch(&pool(), 1).await.is_err());
+    until("all run", async || running(&embedded).await.len() == 3).await;
+    assert_eq!(embedded.instances.drain_all(Duration::from_secs(10)).await, 0);
+    embedded.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = Embedded::open(config(folder.path(), GOOD, 1, LONG)).await.unwrap();
+    embedded.instances.launch(&pool(), 1).await.unwrap();
+    let status = embedded.instances.status(&pool()).await.unwrap();
+    assert_eq!((status.instances.len(), status.instances[0].running), (1, false));
+    let (instance, pid) = started(&embedded, folder.path()).await;
+    embedded.instances.retire(&pool(), instance).await.unwrap();
+    until("it ends", async || !is_alive(pid)).await;
+    embedded.close().await;
+}
