@@ -10,6 +10,7 @@ mod keys;
 mod lock;
 mod queue;
 mod table;
+mod watch;
 
 pub use embedded::{Embedded, EmbeddedConfig, EmbeddedError};
 pub use instances::{AgentCommand, LocalInstances, LocalInstancesError, LocalPool, NewAgent, Provisioner};
@@ -17,3 +18,4 @@ pub use keys::{FileKeys, KeyFileError};
 pub use lock::{FolderLock, LockError};
 pub use queue::EmbeddedQueue;
 pub use table::{SchemaError, SqliteTable};
+pub use watch::{LocalWatcher, WatchSettings};

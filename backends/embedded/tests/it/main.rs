@@ -5,6 +5,7 @@ mod instances;
 mod killed;
 mod opening;
 mod table;
+mod watching;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
