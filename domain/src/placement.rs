@@ -330,3 +330,6 @@ impl fmt::Display for Unplaceable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -436,9 +436,7 @@ impl Region {
             Some(queued) => {
                 self.enqueue(queued, Some(now.after(self.config.refusal_pause)), now);
             }
-            None if self.live_attempt_of(job).is_none() && self.queue.job(job).is_none() => {
-                self.timers.cancel(Timer::TotalDeadline(job));
-            }
+            None if !self.knows(job) => self.timers.cancel(Timer::TotalDeadline(job)),
             None => {}
         }
     }
@@ -503,6 +501,12 @@ impl Region {
             self.reservation = None;
             self.queue.unblock();
         }
+    }
+
+    fn knows(&self, job: JobId) -> bool {
+        self.live_attempt_of(job).is_some()
+            || self.in_flight.contains_key(&job)
+            || self.queue.job(job).is_some()
     }
 
     fn live_attempt_of(&self, job: JobId) -> Option<AttemptId> {
