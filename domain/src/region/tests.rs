@@ -4,6 +4,8 @@ use super::*;
 use crate::fixture::{at, cores, instance_id, job, job_id, profile};
 use crate::id::AttemptNumber;
 
+mod model;
+
 fn region() -> Region {
     Region::new(RegionConfig::default())
 }
