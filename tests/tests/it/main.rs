@@ -1,0 +1,3 @@
+//! Tests of the whole: what no crate can test of itself.
+
+mod layering;
