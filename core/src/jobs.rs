@@ -2,6 +2,11 @@
 //!
 //! Everything here takes the account and finds nothing of another one: the account is part of every key.
 
+mod catalog;
+pub(crate) mod draft;
+mod resolve;
+mod submit;
+
 use std::collections::BTreeMap;
 
 use telecine_domain::attempt::{Attempt, Progress};
@@ -18,6 +23,11 @@ use crate::problem::{self, Problem};
 use crate::record::{self, Listed, RecordError};
 use crate::update::{self, ChangeError, Step};
 
+pub use self::catalog::LookupError;
+pub(crate) use self::catalog::{Catalog, Found};
+pub(crate) use self::resolve::resolve;
+pub use self::submit::{Accepted, AcceptedMany, MAX_JOBS, Refusal, SubmitError, retry, submit, submit_many};
+pub(crate) use self::submit::{new_token, recorded, settle};
 pub use crate::update::{Happened, JobRecord};
 
 /// Which jobs to list; all of what is given must hold.

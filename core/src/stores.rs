@@ -1,16 +1,19 @@
-//! Stores: registered, found by id or name, removed. A store's secret is sealed in its row and leaves it only through
+//! Stores: registered, found by id or name, opened, validated, removed. A store's secret is sealed in its row and leaves it only through
 //! the `Credentials` port.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use telecine_domain::id::{AccountId, RegionName, StoreId};
 use telecine_domain::store::{Provider, S3Authentication, Store};
 use telecine_domain::time::Timestamp;
-use telecine_stores::StoreSecret;
+use telecine_stores::{OpenError, OpenedStore, StoreSecret};
 
 use crate::backend::Backend;
 use crate::layout;
+use crate::ports::credentials::{CredentialsError, Grants};
 use crate::ports::keys::{Keys, KeysError};
-use crate::ports::table::{Condition, PageToken, Source, Table, Write};
+use crate::ports::table::{Condition, Key, PageToken, Row, Source, Table, Write};
 use crate::problem::{self, Problem};
 use crate::record::{self, Listed, RecordError, Versioned};
 
@@ -47,6 +50,12 @@ pub enum StoresError {
     /// Its secret could not be sealed or opened.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// No right to it could be made.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// It does not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The records were out of reach.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -159,6 +168,48 @@ pub async fn list_everywhere(
     listed(backend, Source::Index1, layout::ALL_STORES, limit, after).await
 }
 
+/// How long the rights live that core makes for itself.
+const OWN_LIFE: Duration = Duration::from_secs(15 * 60);
+
+/// Opens a store for core's own use: looking at objects, listing, reading and writing for the API.
+///
+/// # Errors
+/// `Credentials`, `Open`.
+pub async fn open(backend: &Backend, store: &Store, now: Timestamp) -> Result<OpenedStore, StoresError> {
+    let minted = backend.credentials.mint(store, &Grants::whole(), OWN_LIFE, now).await?;
+    Ok(telecine_stores::open(&store.provider, &minted.secret)?)
+}
+
+/// Tries each permission for real and records what came of it.
+///
+/// # Errors
+/// `NotFound`, `Credentials`. A store that refuses is no error but a validation that says so.
+pub async fn validate(
+    backend: &Backend,
+    account: AccountId,
+    id_or_name: &str,
+    now: Timestamp,
+) -> Result<Store, StoresError> {
+    let not_found = || StoresError::NotFound(id_or_name.chars().take(80).collect());
+    let store = find(backend, account, id_or_name).await?.ok_or_else(not_found)?.value;
+    let minted = backend.credentials.mint(&store, &Grants::whole(), OWN_LIFE, now).await?;
+    let mut validation = telecine_stores::validate(&store.provider, &minted.secret, now).await;
+    // The row is rewritten on every validation; a hostile endpoint's words may not fill it.
+    for problem in validation.checks.iter_mut().filter_map(|check| check.problem.as_mut()) {
+        *problem = problem.chars().take(2000).collect();
+    }
+    let key = layout::store(account, store.id);
+    let mut validated = None;
+    record::replace(backend.table.as_ref(), &key, |found: Option<&Versioned<StoreRecord>>| {
+        let found = &found.ok_or_else(not_found)?.value;
+        let store = Store { validation: Some(validation.clone()), ..found.store.clone() };
+        validated = Some(store.clone());
+        Ok::<_, StoresError>(Some(store_row(&store, found.secret.clone(), 1)?))
+    })
+    .await?;
+    Ok(validated.expect("it was replaced"))
+}
+
 /// Removes a store that no factory watches; its objects stay where they are.
 ///
 /// # Errors
@@ -217,10 +268,10 @@ async fn listed(
     Ok(Listed { items: stores.collect::<Result<_, RecordError>>()?, next: page.next })
 }
 
-fn store_row(store: &Store, secret: String, version: u64) -> Result<crate::ports::table::Row, RecordError> {
+fn store_row(store: &Store, secret: String, version: u64) -> Result<Row, RecordError> {
     let key = layout::store(store.account, store.id);
     let mut row = record::row(key, version, &StoreRecord { store: store.clone(), secret })?;
-    row.index1 = Some(crate::ports::table::Key::new(layout::ALL_STORES, store.id.to_string()));
+    row.index1 = Some(Key::new(layout::ALL_STORES, store.id.to_string()));
     Ok(row)
 }
 

@@ -17,6 +17,18 @@ pub struct Grants {
     pub write: Vec<Location>,
 }
 
+impl Grants {
+    /// The whole store: what core itself asks for, to look at objects, list and validate. No attempt gets this.
+    pub fn whole() -> Self {
+        Self { read: Vec::new(), write: Vec::new() }
+    }
+
+    /// Whether these are the rights to the whole store.
+    pub fn is_whole(&self) -> bool {
+        self.read.is_empty() && self.write.is_empty()
+    }
+}
+
 /// A right to a store.
 #[derive(Clone, Debug)]
 pub struct Minted {

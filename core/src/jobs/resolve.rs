@@ -1,0 +1,196 @@
+//! A draft becomes the specification of a job: everything it names is looked up, checked and pinned.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use telecine_domain::composition::Composition;
+use telecine_domain::id::{FactoryId, RegionName, SlotName, StoreId};
+use telecine_domain::job::{JobSpec, PinnedEngine, PinnedInput};
+use telecine_domain::resources::Resources;
+use telecine_domain::store::{Permission, Store};
+
+use super::catalog::{Catalog, Engine, Found, LookupError};
+use super::draft::{Draft, no_store, overlaid};
+use crate::problem::{Problem, child};
+
+/// Most bytes of a composition.
+const MAX_COMPOSITION_BYTES: usize = 1024 * 1024;
+/// Most of a schema's complaints that are repeated.
+const MAX_SCHEMA_PROBLEMS: usize = 50;
+
+/// What is accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Resolved {
+    pub(crate) spec: JobSpec,
+    pub(crate) factory: Option<FactoryId>,
+    pub(crate) hold: bool,
+}
+
+/// Looks up and checks everything that `draft` names. `problems` are those that were found before; with any, or with
+/// more, there is no job.
+pub(crate) async fn resolve(
+    catalog: &Catalog<'_>,
+    draft: Draft,
+    mut problems: Vec<Problem>,
+) -> Result<Result<Resolved, Vec<Problem>>, LookupError> {
+    let engine = engine_of(catalog, &draft, &mut problems).await?;
+    let resources = resources_of(&draft, engine.as_deref(), &mut problems);
+    let mut inputs = BTreeMap::new();
+    let mut region = draft.region.clone();
+    if let Some(composition) = &draft.composition {
+        check_processing(composition, engine.as_deref(), draft.at, &mut problems);
+        let stores = stores_of(catalog, composition, draft.at, &mut problems).await?;
+        inputs = pinned_inputs(catalog, composition, &stores, draft.at, &mut problems).await?;
+        region = region.or_else(|| region_of(composition, &stores));
+    }
+    if region.is_none() && draft.composition.is_some() {
+        region = catalog.default_region().await?;
+    }
+    if region.is_none() && problems.is_empty() {
+        let message = "neither the request, nor its stores, nor the account says in which region to run it";
+        problems.push(Problem::new("/region", "missing", message));
+    }
+    let parts = (draft.service, engine, draft.composition, region);
+    let (Some(service), Some(engine), Some(composition), Some(region)) = parts else {
+        return Ok(Err(problems));
+    };
+    if !problems.is_empty() {
+        return Ok(Err(problems));
+    }
+    let version = &engine.version;
+    let spec = JobSpec {
+        service,
+        engine: PinnedEngine { version: version.version.clone(), launch: version.launch.clone() },
+        composition,
+        inputs,
+        region,
+        resources,
+        priority: draft.priority,
+        labels: draft.labels,
+        retry: draft.retry,
+        timeouts: draft.timeouts,
+        origin: draft.origin,
+    };
+    Ok(Ok(Resolved { spec, factory: draft.factory, hold: draft.hold }))
+}
+
+async fn engine_of(
+    catalog: &Catalog<'_>,
+    draft: &Draft,
+    problems: &mut Vec<Problem>,
+) -> Result<Option<Arc<Engine>>, LookupError> {
+    let Some(service) = &draft.service else { return Ok(None) };
+    let found = catalog.engine(service, draft.version.as_ref()).await?;
+    let at = "/engine_version";
+    match (&found, &draft.version) {
+        (Some(engine), _) => {
+            if let Err(unusable) = engine.version.usable(catalog.now) {
+                let message = format!("{unusable}; choose another version");
+                problems.push(Problem::new(at, "engine_version_unusable", message));
+            }
+        }
+        (None, Some(version)) => {
+            let message =
+                format!("service {service} has no engine version {version}; publish it or choose another");
+            problems.push(Problem::new(at, "unknown_engine_version", message));
+        }
+        (None, None) => {
+            let message =
+                format!("service {service} has no stable engine version; publish one or name a version");
+            problems.push(Problem::new(at, "no_engine_version", message));
+        }
+    }
+    Ok(found)
+}
+
+fn resources_of(draft: &Draft, engine: Option<&Engine>, problems: &mut Vec<Problem>) -> Resources {
+    let engine = engine.map_or(Resources::ZERO, |engine| engine.version.resources);
+    let base = draft.resources.unwrap_or(engine);
+    match &draft.resources_patch {
+        Some(patch) => overlaid(&base, patch, "/resources", problems),
+        None => base,
+    }
+}
+
+fn check_processing(
+    composition: &Composition,
+    engine: Option<&Engine>,
+    at: &str,
+    problems: &mut Vec<Problem>,
+) {
+    let bytes = serde_json::to_vec(composition).map_or(usize::MAX, |bytes| bytes.len());
+    if bytes > MAX_COMPOSITION_BYTES {
+        let message =
+            format!("the composition has {bytes} bytes; at most {MAX_COMPOSITION_BYTES} are allowed");
+        problems.push(Problem::new(at, "too_large", message));
+        return;
+    }
+    let Some(engine) = engine else { return };
+    for error in engine.schema.iter_errors(&composition.processing).take(MAX_SCHEMA_PROBLEMS) {
+        let pointer = format!("{at}/processing{}", error.instance_path());
+        let message: String = error.to_string().chars().take(500).collect();
+        problems.push(Problem::new(pointer, "schema_violation", message));
+    }
+}
+
+/// The stores that exist; the others are problems.
+async fn stores_of(
+    catalog: &Catalog<'_>,
+    composition: &Composition,
+    at: &str,
+    problems: &mut Vec<Problem>,
+) -> Result<BTreeMap<StoreId, Arc<Store>>, LookupError> {
+    let mut stores = BTreeMap::new();
+    let sides = [("inputs", &composition.inputs), ("outputs", &composition.outputs)];
+    for (side, slot, location) in
+        sides.iter().flat_map(|(side, slots)| slots.iter().map(move |(slot, at)| (side, slot, at)))
+    {
+        let pointer = child(&child(&child(at, side), slot.as_str()), "store");
+        let Some(store) = catalog.store(&location.store.to_string()).await? else {
+            problems.push(no_store(pointer, &location.store.to_string()));
+            continue;
+        };
+        let refused = |validation: &telecine_domain::store::Validation| !validation.allows(Permission::Write);
+        if *side == "outputs" && store.validation.as_ref().is_some_and(refused) {
+            let message = format!(
+                "store {} cannot be written, `validate` found; mend its access and validate it again",
+                store.name
+            );
+            problems.push(Problem::new(pointer, "store_not_writable", message));
+        }
+        stores.insert(location.store, store);
+    }
+    Ok(stores)
+}
+
+async fn pinned_inputs(
+    catalog: &Catalog<'_>,
+    composition: &Composition,
+    stores: &BTreeMap<StoreId, Arc<Store>>,
+    at: &str,
+    problems: &mut Vec<Problem>,
+) -> Result<BTreeMap<SlotName, PinnedInput>, LookupError> {
+    let mut pinned = BTreeMap::new();
+    for (slot, location) in &composition.inputs {
+        let Some(store) = stores.get(&location.store) else { continue };
+        let pointer = child(&child(at, "inputs"), slot.as_str());
+        match catalog.object(store, &location.key).await? {
+            Found::Object(version) => {
+                pinned.insert(slot.clone(), PinnedInput { location: location.clone(), version });
+            }
+            Found::Nothing => {
+                let message =
+                    format!("there is no object {:?} in store {}", location.key.as_str(), store.name);
+                problems.push(Problem::new(pointer, "input_missing", message));
+            }
+            Found::Refused(problem) => problems.push(Problem::new(pointer, "input_unreadable", problem)),
+        }
+    }
+    Ok(pinned)
+}
+
+/// Where the data is (SPEC 5.1): the first input's store, else the first output's.
+fn region_of(composition: &Composition, stores: &BTreeMap<StoreId, Arc<Store>>) -> Option<RegionName> {
+    let locations = composition.inputs.values().chain(composition.outputs.values());
+    locations.filter_map(|location| stores.get(&location.store)).map(|store| store.region.clone()).next()
+}
