@@ -118,8 +118,7 @@ impl Target {
     /// The container is the one that `processing` names, else that of the file's extension. Into a folder goes a file named
     /// as the input.
     fn choose(processing: &Processing, input: &str, output: &str) -> Result<Self, Failure> {
-        let folder = output.ends_with('/') || Path::new(output).is_dir();
-        if folder {
+        if output.ends_with('/') {
             let container = processing.container.unwrap_or(Container::Mp4);
             let stem = Path::new(input).file_stem().and_then(|stem| stem.to_str()).unwrap_or("output");
             let path = format!("{}/{stem}.{}", output.trim_end_matches('/'), container.word());
