@@ -1,3 +1,4 @@
 //! Opened stores, against real folders and an S3 service inside this process.
 
 mod folder;
+mod s3;
