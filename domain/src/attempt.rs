@@ -137,6 +137,24 @@ pub struct Progress {
     pub at: Timestamp,
 }
 
+/// All of it, in parts per million.
+pub const WHOLE_PPM: u32 = 1_000_000;
+
+impl Progress {
+    /// What is known after this report, when `known` was known before; `None` when the report is older than that, or
+    /// of an attempt that is over. Inside an attempt nothing goes back and nothing that was known becomes unknown.
+    pub fn after(self, known: Option<&Self>) -> Option<Self> {
+        let ratio_ppm = self.ratio_ppm.map(|ratio| ratio.min(WHOLE_PPM));
+        let Some(known) = known.filter(|known| known.attempt == self.attempt) else {
+            let newer = known.is_none_or(|known| known.attempt.epoch < self.attempt.epoch);
+            return newer.then_some(Self { ratio_ppm, ..self });
+        };
+        let (ratio_ppm, media_millis) =
+            (ratio_ppm.max(known.ratio_ppm), self.media_millis.max(known.media_millis));
+        (self.sequence > known.sequence).then_some(Self { ratio_ppm, media_millis, ..self })
+    }
+}
+
 impl Attempt {
     /// A fresh attempt on `instance`.
     pub fn leased(id: AttemptId, instance: InstanceId, now: Timestamp) -> Self {
@@ -175,5 +193,88 @@ impl Attempt {
             }
             AttemptState::Ended(_) => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::FailureClass;
+    use crate::fixture::{at, failure, instance_id, job_id};
+
+    fn attempt() -> Attempt {
+        let id = AttemptId { job: job_id(1), attempt: AttemptNumber(2), epoch: Epoch(3) };
+        Attempt::leased(id, instance_id(1), at(0))
+    }
+
+    #[test]
+    fn phases_only_go_forward_and_may_be_skipped() {
+        let mut attempt = attempt();
+        assert!(attempt.enter(Phase::Mounting, at(1)));
+        assert!(!attempt.enter(Phase::Mounting, at(2)), "told twice");
+        assert!(!attempt.enter(Phase::Pulling, at(2)), "told late");
+        assert!(attempt.enter(Phase::Running, at(3)));
+        let phases: Vec<_> = attempt.phases.iter().map(|start| (start.phase, start.at)).collect();
+        assert_eq!(phases, [(Phase::Leased, at(0)), (Phase::Mounting, at(1)), (Phase::Running, at(3))]);
+    }
+
+    #[test]
+    fn an_attempt_ends_once() {
+        let endings = [
+            Ending::Succeeded,
+            Ending::Failed(failure(FailureClass::Engine)),
+            Ending::Interrupted(failure(FailureClass::Infrastructure)),
+            Ending::Preempted,
+            Ending::Lost(failure(FailureClass::Infrastructure)),
+            Ending::Canceled,
+        ];
+        for first in &endings {
+            let mut attempt = attempt();
+            assert!(attempt.end(first.clone(), at(5)));
+            let ended = attempt.clone();
+            for later in &endings {
+                assert!(!attempt.end(later.clone(), at(6)));
+            }
+            assert!(!attempt.enter(Phase::Flushing, at(6)));
+            assert_eq!(attempt, ended);
+            assert_eq!(attempt.ended_at, Some(at(5)));
+        }
+    }
+
+    #[test]
+    fn records_survive_json_and_ids_are_readable() {
+        let mut attempt = attempt();
+        assert!(attempt.end(Ending::Failed(failure(FailureClass::Engine)), at(5)));
+        let text = serde_json::to_string(&attempt).unwrap();
+        assert_eq!(serde_json::from_str::<Attempt>(&text).unwrap(), attempt);
+        assert_eq!(attempt.id.to_string(), format!("{}/2@3", job_id(1)));
+    }
+
+    fn progress(sequence: u64, ratio_ppm: Option<u32>, media_millis: Option<u64>) -> Progress {
+        let (phase, at) = ("encode".to_owned(), at(sequence));
+        Progress { attempt: attempt().id, sequence, ratio_ppm, media_millis, phase, at }
+    }
+
+    #[test]
+    fn progress_never_goes_back_inside_an_attempt() {
+        let first = progress(1, Some(400_000), Some(9_000));
+        assert_eq!(first.clone().after(None), Some(first.clone()));
+        let back = progress(2, Some(300_000), Some(10_000)).after(Some(&first)).unwrap();
+        assert_eq!((back.ratio_ppm, back.media_millis, back.sequence), (Some(400_000), Some(10_000), 2));
+        let unknown = progress(3, None, None).after(Some(&back)).unwrap();
+        assert_eq!((unknown.ratio_ppm, unknown.media_millis), (Some(400_000), Some(10_000)));
+        assert_eq!(progress(3, Some(500_000), None).after(Some(&unknown)), None, "told twice");
+        assert_eq!(progress(2, Some(500_000), None).after(Some(&unknown)), None, "told late");
+        let over = progress(4, Some(2_000_000), None).after(Some(&unknown)).unwrap();
+        assert_eq!(over.ratio_ppm, Some(WHOLE_PPM));
+    }
+
+    #[test]
+    fn a_new_attempt_starts_anew_and_an_old_one_is_not_heard() {
+        let old = progress(9, Some(900_000), Some(9_000));
+        let mut new = progress(1, Some(1), None);
+        new.attempt = AttemptId { attempt: AttemptNumber(3), epoch: Epoch(4), ..new.attempt };
+        assert_eq!(new.clone().after(Some(&old)), Some(new.clone()));
+        assert_eq!(old.after(Some(&new)), None);
     }
 }
