@@ -145,8 +145,8 @@ fn below(pointer: &str, name: &str) -> String {
 struct Problems(Vec<CompositionProblem>);
 
 impl Problems {
-    fn add(&mut self, pointer: impl Into<String>, message: impl ToString) {
-        self.0.push(CompositionProblem { pointer: pointer.into(), message: message.to_string() });
+    fn add(&mut self, pointer: impl Into<String>, message: impl Into<String>) {
+        self.0.push(CompositionProblem { pointer: pointer.into(), message: message.into() });
     }
 
     fn check_overlaps(&mut self, composition: &Composition) {
@@ -200,7 +200,7 @@ fn read_slots(slots: Option<&Value>, pointer: &str, problems: &mut Problems) -> 
     }
     let read = slots.iter().filter_map(|(name, value)| {
         let here = below(pointer, name);
-        let slot = name.parse::<SlotName>().map_err(|error| problems.add(&here, error)).ok();
+        let slot = name.parse::<SlotName>().map_err(|error| problems.add(&here, error.to_string())).ok();
         let location = read_location(value, &here, problems);
         slot.zip(location)
     });
@@ -229,7 +229,9 @@ fn read_text<T: FromStr<Err: ToString>>(
     problems: &mut Problems,
 ) -> Option<T> {
     match value {
-        Some(Value::String(text)) => text.parse().map_err(|error: T::Err| problems.add(pointer, error)).ok(),
+        Some(Value::String(text)) => {
+            text.parse().map_err(|error: T::Err| problems.add(pointer, error.to_string())).ok()
+        }
         Some(_) => {
             problems.add(pointer, "must be a string");
             None

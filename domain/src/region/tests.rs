@@ -135,6 +135,36 @@ fn a_large_job_is_not_starved_by_small_ones() {
 }
 
 #[test]
+fn a_job_that_ranks_before_a_reservation_may_use_it_though_its_shape_waits() {
+    let mut region = region();
+    attach(&mut region, 1, vec![], 0);
+    region.handle(now_live(1, 1, 1, cores(2, 4)), at(30));
+    assert_eq!(region.handle(needing(10, cores(4, 8), 0), at(0)), []);
+    assert_eq!(region.handle(needing(20, cores(1, 1), 60), at(60)), [], "kept for job 10");
+    let RegionEvent::JobQueued(urgent) = needing(21, cores(1, 1), 61) else { unreachable!() };
+    let urgent = QueuedJob { priority: 900, ..urgent };
+    assert_eq!(region.handle(RegionEvent::JobQueued(urgent), at(61)), [assign(21, 1)]);
+}
+
+#[test]
+fn a_long_queue_of_one_shape_is_tried_once() {
+    let mut region = region();
+    attach(&mut region, 1, vec![], 0);
+    for number in 1..=20_000u64 {
+        region.handle(needing(number.into(), cores(2, 4), number), at(0));
+    }
+    assert_eq!((region.queue_length(), region.in_flight.len()), (19_998, 2));
+    region.handle(RegionEvent::AttemptLive(live(1, 1, 1)), at(0));
+    for number in 3..=2_000 {
+        assert_eq!(
+            region.handle(RegionEvent::AttemptOver(attempt(number - 2, 1)), at(1)),
+            [assign(number, 1)]
+        );
+        region.handle(RegionEvent::AttemptLive(live(number - 1, 1, 1)), at(1));
+    }
+}
+
+#[test]
 fn a_reservation_ends_with_its_job_or_its_instance() {
     let fill = |region: &mut Region| {
         attach(region, 1, vec![], 0);
