@@ -34,7 +34,7 @@ test: ## every test, with real Docker, FUSE and ffmpeg
 	@$(stage) setup scripts/setup
 	@$(stage) docker scripts/docker-up
 	@$(stage) registry scripts/registry-up
-	@$(stage) scripts scripts/test-setup
+	@$(stage) scripts scripts/test-scripts
 	@$(stage) build cargo build --workspace --bins --tests
 	@$(stage) images scripts/build-test-images
 	@$(stage) transform-image scripts/build-transform-image --profile debug --no-build
