@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("manager", &["core", "domain", "proto"]),
     ("agent", &["domain", "mount", "proto", "stores"]),
     ("simulator", &["domain"]),
-    ("backends/embedded", &["core", "domain"]),
+    ("backends/embedded", &["core", "domain", "stores"]),
     ("backends/aws", &["core", "domain"]),
     ("functions/*", &["api", "backends/aws", "core", "domain"]),
     ("engines/*", &["proto"]),
