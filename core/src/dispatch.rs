@@ -479,3 +479,6 @@ fn grants_of(composition: &Composition) -> BTreeMap<StoreId, Grants> {
     }
     stores
 }
+
+#[cfg(test)]
+mod tests;
