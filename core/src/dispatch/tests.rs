@@ -193,21 +193,41 @@ async fn a_manifest_holds_what_was_declared_and_nothing_else() {
     let (main, ladder) = (position("main"), position("ladder"));
     let missing = refused(&|manifest| drop(manifest.objects.remove(ladder))).await;
     assert!(matches!(missing, ManifestError::Missing { .. }));
-    for key in ["hls", "hlsx/1.ts", "other.mov", "hls/", "hls/.telecine-upload-1"] {
+    let nothing = refused(&|manifest| manifest.objects.clear()).await;
+    assert!(matches!(nothing, ManifestError::Missing { .. }));
+    for key in ["hls", "hlsx/1.ts", "other.mov", "hls/"] {
         let error = refused(&|manifest| manifest.objects[ladder].key = key.parse().unwrap()).await;
-        assert!(matches!(error, ManifestError::NotDeclared { .. }), "{key}: {error}");
+        assert!(matches!(error, ManifestError::Invalid(InvalidManifest::Foreign { .. })), "{key}: {error}");
     }
     let error = refused(&|manifest| manifest.objects[main].key = "clip.mov.bak".parse().unwrap()).await;
-    assert!(matches!(error, ManifestError::NotDeclared { .. }));
+    assert!(matches!(error, ManifestError::Invalid(InvalidManifest::Foreign { .. })));
     let error = refused(&|manifest| manifest.objects[main].store = world.input.id).await;
-    assert!(matches!(error, ManifestError::NotDeclared { .. }));
+    assert!(matches!(error, ManifestError::Invalid(InvalidManifest::Foreign { .. })));
     let error = refused(&|manifest| manifest.objects[main].slot = "nothing".parse().unwrap()).await;
-    assert!(matches!(error, ManifestError::NotDeclared { .. }));
+    assert!(matches!(error, ManifestError::Invalid(InvalidManifest::Foreign { .. })));
     let error = refused(&|manifest| manifest.objects.push(manifest.objects[main].clone())).await;
-    assert!(matches!(error, ManifestError::Twice(_)));
+    assert!(matches!(error, ManifestError::Invalid(InvalidManifest::Twice { .. })));
     let error = refused(&|manifest| manifest.objects[main].sha256 = "AB".repeat(32)).await;
-    assert!(matches!(error, ManifestError::Checksum(_)));
+    assert!(matches!(error, ManifestError::Invalid(InvalidManifest::Checksum(_))));
+    let copy = position("copy");
+    let hidden =
+        refused(&|manifest| manifest.objects[copy].key = "copies/.telecine-1".parse().unwrap()).await;
+    assert!(matches!(hidden, ManifestError::Invalid(InvalidManifest::Hidden(_))));
     grant(&world.backend, attempt, good.clone(), counters(), world.now()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_output_may_not_replace_an_input() {
+    let world = World::new().await;
+    world.write("clips/a.mov", "media");
+    let mut request = world.request("clips/a.mov");
+    request["composition"]["outputs"] = serde_json::json!({"main": {"store": "in", "key": "clips/"}});
+    let job = jobs::submit(&world.backend, world.account, &request, None, world.now()).await.unwrap().job;
+    let attempt = world.assigned(job.id).await.attempt;
+    let mut sealed = manifest(&job);
+    sealed.objects[0].key = "clips/a.mov".parse().unwrap();
+    let refused = grant(&world.backend, attempt, sealed, counters(), world.now()).await;
+    assert!(matches!(refused, Err(GrantError::Manifest(ManifestError::ReplacesInput(_)))), "{refused:?}");
 }
 
 #[tokio::test]
