@@ -320,7 +320,7 @@ impl Region {
             RegionEvent::Renewed(attempt) => self.renewed(attempt, now),
             RegionEvent::Tick => {}
         }
-        for timer in self.timers.take_due(now) {
+        while let Some(timer) = self.timers.pop_due(now) {
             self.fire(timer, now, &mut actions);
         }
         self.assign(now, &mut actions);
@@ -345,6 +345,11 @@ impl Region {
     /// The live attempts, by id.
     pub fn attempts(&self) -> impl Iterator<Item = &LiveAttempt> {
         self.live.values().map(|live| &live.attempt)
+    }
+
+    /// One live attempt.
+    pub fn attempt(&self, id: AttemptId) -> Option<&LiveAttempt> {
+        self.live.get(&id).map(|live| &live.attempt)
     }
 
     /// How full the connected instances are.
@@ -490,12 +495,8 @@ impl Region {
         })
     }
 
-    /// Takes back what an attempt or assignment held, which is no longer in the lists.
     fn release(&mut self, instance: InstanceId, resources: &Resources) {
-        if !self.fleet.release(instance, resources) {
-            let allocated = self.allocated_on(instance);
-            self.fleet.allocate_exactly(instance, allocated);
-        }
+        self.fleet.release(instance, resources);
         self.forget_if_lost(instance);
         self.queue.unblock();
     }
