@@ -3,7 +3,6 @@
 
 mod ffmpeg;
 mod inputs;
-mod liveness;
 mod model;
 mod outputs;
 mod s3;

@@ -1,0 +1,113 @@
+//! Publishes what was granted when its worker is lost, and has the leftovers of closed epochs taken away.
+//!
+//! Both are done by a coordinator, without a container. Publishing is idempotent: the same attempt may be published by
+//! two of them, and by its worker, and comes out once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use telecine_core::dispatch::{self, StoreAccess};
+use telecine_domain::attempt::AttemptId;
+use telecine_domain::id::InstanceId;
+use telecine_domain::job::{Job, JobState};
+use telecine_proto::coordinator::v1::{CloseEpoch, Publish, from_coordinator, from_manager};
+use telecine_proto::{convert, types};
+use tracing::{info, warn};
+
+use crate::lead::Lead;
+
+/// Life of the rights to stores that an attempt is given; renewed while its epoch stands.
+pub(crate) const ACCESS_LIFE: Duration = Duration::from_secs(3600);
+/// Longest time for a coordinator to publish a manifest.
+const PUBLISHING: Duration = Duration::from_secs(900);
+/// Longest time for a coordinator to take leftovers away.
+const CLOSING: Duration = Duration::from_secs(120);
+
+/// Rights to stores as they travel.
+pub(crate) fn to_wire(access: &[StoreAccess]) -> Vec<types::v1::StoreAccess> {
+    let each = |access: &StoreAccess| types::v1::StoreAccess {
+        store_id: access.store.id.to_string(),
+        provider_json: convert::json(&access.store.provider),
+        secret_json: convert::json(&access.minted.secret),
+        expires_at_millis: access.minted.expires_at.map_or(0, |at| at.as_millis()),
+    };
+    access.iter().map(each).collect()
+}
+
+/// Has `instance` publish a granted attempt. When that fails, the region asks again after a lease.
+pub(crate) async fn elsewhere(lead: Arc<Lead>, attempt: AttemptId, instance: InstanceId) {
+    let Some(Some(job)) = lead.load(attempt.job).await else { return };
+    let JobState::Finalizing { manifest, .. } = &job.state else {
+        return lead.tell_outcome(attempt, &job).await;
+    };
+    if job.live_attempt() != Some(attempt) {
+        return lead.tell_outcome(attempt, &job).await;
+    }
+    let access = match dispatch::store_access(&lead.backend, attempt, ACCESS_LIFE, lead.now()).await {
+        Ok(access) => access,
+        Err(error) => return warn!(%attempt, %error, "a granted attempt cannot be published yet"),
+    };
+    let Some(coordinator) = lead.registry.coordinators.caller(instance) else { return };
+    let publish = Publish {
+        id: Some(attempt.into()),
+        manifest: Some(manifest.clone().into()),
+        stores: to_wire(&access),
+    };
+    match coordinator.call(from_manager::Body::Publish(publish), PUBLISHING).await {
+        Ok(Some(from_coordinator::Body::PublishReply(reply))) if reply.published => {
+            info!(%attempt, %instance, "the outputs of a lost worker were published");
+            lead.persist(attempt, || dispatch::published(&lead.backend, attempt, None, lead.now())).await;
+        }
+        Ok(Some(from_coordinator::Body::PublishReply(reply))) => {
+            let problem = reply.failure.map(|failure| failure.message).unwrap_or_default();
+            warn!(%attempt, %instance, problem, "outputs were not published; another instance will be asked");
+        }
+        Ok(_) => warn!(%attempt, %instance, "the coordinator does not know how to publish"),
+        Err(error) => warn!(%attempt, %instance, %error, "outputs were not published; it is tried again"),
+    }
+}
+
+/// What is needed to take the leftovers of an attempt away; made while its epoch stands, used when it is closed.
+pub(crate) struct Leftovers {
+    attempt: AttemptId,
+    instance: InstanceId,
+    spec_json: Vec<u8>,
+    stores: Vec<types::v1::StoreAccess>,
+}
+
+/// Prepares for the end of an epoch. `None` when the attempt has no right any more, or its stores cannot be opened:
+/// then leftovers stay until the store's own rules remove them.
+pub(crate) async fn leftovers(lead: &Lead, attempt: AttemptId) -> Option<Leftovers> {
+    let job: Job = dispatch::load(&lead.backend, attempt.job).await.ok()??;
+    let instance = job.state.run()?.instance;
+    match dispatch::store_access(&lead.backend, attempt, ACCESS_LIFE, lead.now()).await {
+        Ok(access) => Some(Leftovers {
+            attempt,
+            instance,
+            spec_json: convert::json(&job.spec),
+            stores: to_wire(&access),
+        }),
+        Err(error) => {
+            warn!(%attempt, %error, "the leftovers of an attempt cannot be taken away");
+            None
+        }
+    }
+}
+
+/// Has the leftovers of a closed epoch taken away: by the instance that made them, else by any other.
+pub(crate) async fn close_epoch(lead: Arc<Lead>, leftovers: Leftovers) {
+    let Leftovers { attempt, instance, spec_json, stores } = leftovers;
+    let coordinators = &lead.registry.coordinators;
+    let Some(coordinator) = coordinators.caller(instance).or_else(|| coordinators.any()) else {
+        return warn!(%attempt, "no instance is connected to take the leftovers of an attempt away");
+    };
+    let close = CloseEpoch { id: Some(attempt.into()), spec_json, stores };
+    match coordinator.call(from_manager::Body::CloseEpoch(close), CLOSING).await {
+        Ok(Some(from_coordinator::Body::Done(done))) if done.problem.is_empty() => {}
+        Ok(Some(from_coordinator::Body::Done(done))) => {
+            warn!(%attempt, problem = done.problem, "leftovers of an attempt remain");
+        }
+        Ok(_) => warn!(%attempt, "the coordinator does not know how to close an epoch"),
+        Err(error) => warn!(%attempt, %error, "leftovers of an attempt may remain"),
+    }
+}

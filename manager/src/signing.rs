@@ -1,0 +1,93 @@
+//! Who gets a certificate: a worker whose attempt the job's row says is live, a coordinator that has one already.
+//!
+//! Nothing in a request but its key counts; what is signed is what the row and the asker's own certificate say.
+
+use telecine_core::dispatch;
+use telecine_domain::attempt::AttemptId;
+use telecine_domain::id::InstanceId;
+use telecine_domain::job::Job;
+use telecine_proto::identity::{AuthorityError, SignedCertificate};
+
+use crate::lead::Lead;
+use crate::metrics::Refusal;
+
+/// Why nothing was signed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SigningError {
+    /// The attempt has no right any more.
+    #[error("{0} has no right any more")]
+    Stale(AttemptId),
+    /// The attempt runs somewhere else.
+    #[error("{0} does not run on this instance")]
+    NotYours(AttemptId),
+    /// The request is no good.
+    #[error(transparent)]
+    Request(#[from] AuthorityError),
+    /// The records were out of reach.
+    #[error("the job could not be read: {0}")]
+    Unavailable(#[from] telecine_core::record::RecordError),
+}
+
+impl SigningError {
+    /// The word in the answer.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Stale(_) => Refusal::Stale.code(),
+            Self::NotYours(_) => Refusal::NotYours.code(),
+            Self::Request(_) => Refusal::Invalid.code(),
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+
+    /// What to count it as.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Stale(_) => Some(Refusal::Stale),
+            Self::NotYours(_) => Some(Refusal::NotYours),
+            Self::Request(_) => Some(Refusal::Invalid),
+            Self::Unavailable(_) => None,
+        }
+    }
+}
+
+async fn live_job(lead: &Lead, attempt: AttemptId) -> Result<Job, SigningError> {
+    let job = dispatch::load(&lead.backend, attempt.job).await?;
+    let live = |job: &Job| job.live_attempt() == Some(attempt) && job.spec.region == lead.region;
+    job.filter(live).ok_or(SigningError::Stale(attempt))
+}
+
+/// For the worker of an attempt that runs on the asking coordinator's instance.
+pub(crate) async fn worker(
+    lead: &Lead,
+    instance: InstanceId,
+    attempt: AttemptId,
+    request_der: &[u8],
+) -> Result<SignedCertificate, SigningError> {
+    let job = live_job(lead, attempt).await?;
+    if job.state.run().is_none_or(|run| run.instance != instance) {
+        return Err(SigningError::NotYours(attempt));
+    }
+    let life = lead.config.worker_certificate;
+    Ok(lead.authority.sign_worker(request_der, &lead.region, attempt, life, lead.now())?)
+}
+
+/// For a worker that has proven itself with the certificate before.
+pub(crate) async fn worker_again(
+    lead: &Lead,
+    attempt: AttemptId,
+    request_der: &[u8],
+) -> Result<SignedCertificate, SigningError> {
+    live_job(lead, attempt).await?;
+    let life = lead.config.worker_certificate;
+    Ok(lead.authority.sign_worker(request_der, &lead.region, attempt, life, lead.now())?)
+}
+
+/// For a coordinator that has proven itself with the certificate before.
+pub(crate) fn coordinator_again(
+    lead: &Lead,
+    instance: InstanceId,
+    request_der: &[u8],
+) -> Result<SignedCertificate, SigningError> {
+    let life = lead.config.certificate;
+    Ok(lead.authority.sign_coordinator(request_der, &lead.region, instance, life, lead.now())?)
+}

@@ -1,0 +1,257 @@
+//! One attempt after the other: the whole way, and every way off it.
+
+use std::time::Duration;
+
+use serde_json::json;
+use telecine_core::{jobs, recorder};
+use telecine_domain::failure::{Failure, FailureClass};
+use telecine_domain::job::{JobState, StateName};
+use telecine_proto::coordinator::v1::from_manager as to_coordinator;
+use telecine_proto::worker::v1::from_manager::Body;
+
+use crate::agent::{Asked, Coordinator, Habit, Worker, instance, is_accepted, is_refused, manifest};
+use crate::world::World;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test(start_paused = true)]
+async fn a_job_runs_seals_is_granted_and_published() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    assert_eq!((coordinator.term, coordinator.welcome.lease_millis), (1, 60_000));
+    let job = world.submit("out.mp4", json!({})).await;
+    let attempt = coordinator.assigned().await;
+    assert_eq!(attempt.job, job);
+    let worker = Worker::start(&world, &coordinator, attempt).await;
+    assert_eq!(worker.welcome.renew_millis, 5_000);
+    world.wait_for(job, StateName::Starting, SOON).await;
+    let stores =
+        worker.call(telecine_proto::worker::v1::from_worker::Body::OpenStores(Default::default())).await;
+    assert!(matches!(stores, Body::Stores(stores) if stores.stores.len() == 1));
+    for phase in ["pulling", "mounting", "running", "running"] {
+        assert!(is_accepted(&worker.enter(phase).await), "{phase}");
+    }
+    world.wait_for(job, StateName::Running, SOON).await;
+    assert!(is_accepted(&worker.renew().await));
+    let sealed = manifest(world.store, "out.mp4", attempt);
+    for _ in 0..2 {
+        let Body::Grant(grant) = worker.seal(sealed.clone()).await else { panic!("no grant") };
+        assert_eq!(grant.manifest.unwrap().objects.len(), 1);
+    }
+    world.wait_for(job, StateName::Finalizing, SOON).await;
+    // The answer was lost: it is given again.
+    for _ in 0..2 {
+        assert!(is_accepted(&worker.published().await));
+    }
+    let done = world.wait_for(job, StateName::Succeeded, SOON).await;
+    assert!(matches!(done.state, JobState::Succeeded { manifest, .. } if manifest == sealed));
+    assert!(is_refused(&worker.renew().await, "stale"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_manifest_than_the_granted_one_is_refused() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    world.submit("out.mp4", json!({})).await;
+    let attempt = coordinator.assigned().await;
+    let worker = Worker::start(&world, &coordinator, attempt).await;
+    assert!(is_refused(&worker.seal(manifest(world.store, "elsewhere.mp4", attempt)).await, "invalid"));
+    let good = manifest(world.store, "out.mp4", attempt);
+    assert!(matches!(worker.seal(good.clone()).await, Body::Grant(_)));
+    let mut other = good;
+    other.objects[0].sha256 = "1".repeat(64);
+    assert!(is_refused(&worker.seal(other).await, "illegal"));
+    let late = Failure::new(FailureClass::Engine, "engine_exit", "too late");
+    assert!(is_refused(&worker.ended(Some(late), false).await, "illegal"), "a granted attempt cannot fail");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_worker_is_lost_and_may_not_publish_the_next_attempt_does() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let job = world.submit("out.mp4", json!({})).await;
+    let first = coordinator.assigned().await;
+    let silent = Worker::start(&world, &coordinator, first).await;
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert!(is_accepted(&silent.renew().await));
+    // Silent for less than a lease since then: it keeps its right.
+    tokio::time::sleep(Duration::from_secs(55)).await;
+    assert_eq!(world.job(job).await.live_attempt(), Some(first));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(coordinator.next().await, Asked::Close(first));
+    let second = coordinator.assigned().await;
+    assert_eq!((second.attempt.0, second.epoch.0), (2, 2));
+    assert!(is_refused(&silent.renew().await, "stale"));
+    assert!(is_refused(&silent.seal(manifest(world.store, "out.mp4", first)).await, "stale"));
+    assert!(is_refused(&silent.ended(None, false).await, "stale"));
+    let refused = coordinator.sign(first).await.unwrap_err();
+    assert_eq!(refused.code, "stale");
+    let worker = Worker::start(&world, &coordinator, second).await;
+    worker.seal(manifest(world.store, "out.mp4", second)).await;
+    worker.published().await;
+    let done = world.wait_for(job, StateName::Succeeded, SOON).await;
+    assert_eq!((done.attempts.0, done.infrastructure_retries, done.user_retries), (2, 1, 0));
+    let credential = silent.credential.clone();
+    silent.die().await;
+    let refused = Worker::connect(&world, credential, first).await.unwrap().err().expect("refused");
+    assert_eq!(refused.code, "stale");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_worker_is_replaced_at_once_and_once() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let job = world.submit("out.mp4", json!({})).await;
+    let first = coordinator.assigned().await;
+    Worker::start(&world, &coordinator, first).await.die().await;
+    assert!(matches!(coordinator.worker_gone(first).await, to_coordinator::Body::Accepted(_)));
+    // Said again after a lost answer.
+    let again = coordinator.worker_gone(first).await;
+    assert!(matches!(again, to_coordinator::Body::Refused(refused) if refused.code == "stale"));
+    assert_eq!(coordinator.next().await, Asked::Close(first));
+    let second = coordinator.assigned().await;
+    assert_eq!((second.job, second.attempt.0), (job, 2));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(coordinator.asked.try_recv().is_err(), "one retry, one assignment");
+    assert_eq!(world.job(job).await.infrastructure_retries, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_worker_was_granted_is_published_by_an_instance() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    for is_reported in [true, false] {
+        let key = format!("out-{is_reported}.mp4");
+        let job = world.submit(&key, json!({})).await;
+        let attempt = coordinator.assigned().await;
+        let worker = Worker::start(&world, &coordinator, attempt).await;
+        let sealed = manifest(world.store, &key, attempt);
+        assert!(matches!(worker.seal(sealed.clone()).await, Body::Grant(_)));
+        worker.die().await;
+        if is_reported {
+            assert!(matches!(coordinator.worker_gone(attempt).await, to_coordinator::Body::Accepted(_)));
+        }
+        assert_eq!(coordinator.next().await, Asked::Publish(attempt, sealed));
+        let done = world.wait_for(job, StateName::Succeeded, SOON).await;
+        assert_eq!(done.attempts.0, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_assignment_goes_elsewhere_without_waiting_for_a_lease() {
+    let world = World::new().await;
+    let mut refusing = Coordinator::with_habit(&world, instance(1), Habit::Refusing).await;
+    let job = world.submit("out.mp4", json!({})).await;
+    let first = refusing.assigned().await;
+    let mut willing = Coordinator::attach(&world, instance(2)).await;
+    refusing.die().await;
+    let second = willing.assigned().await;
+    assert!(second.job == job && second.epoch > first.epoch);
+    let before = world.job(job).await;
+    assert!(before.infrastructure_retries >= 1 && before.user_retries == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_vanishes_during_an_assignment_costs_seconds() {
+    let world = World::new().await;
+    let mut mute = Coordinator::with_habit(&world, instance(1), Habit::Mute).await;
+    let began = tokio::time::Instant::now();
+    let job = world.submit("out.mp4", json!({})).await;
+    mute.assigned().await;
+    mute.die().await;
+    let mut other = Coordinator::attach(&world, instance(2)).await;
+    loop {
+        match other.next().await {
+            Asked::Assign(attempt) => {
+                assert_eq!((attempt.job, attempt.attempt.0), (job, 2));
+                break;
+            }
+            Asked::Close(_) => {}
+            unexpected => panic!("{unexpected:?}"),
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_and_interruptions_take_the_right_budget() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let job = world.submit("out.mp4", json!({"retry": {"user": 1, "infrastructure": 5}})).await;
+    let run = async |coordinator: &mut Coordinator| {
+        let attempt = coordinator.assigned().await;
+        Worker::start(&world, coordinator, attempt).await
+    };
+    let worker = run(&mut coordinator).await;
+    assert!(is_accepted(&worker.ended(None, true).await));
+    let worker = run(&mut coordinator).await;
+    assert!(is_accepted(&worker.ended(None, false).await), "stopped although nobody asked: infrastructure");
+    let exit =
+        || Failure { exit_code: Some(3), ..Failure::new(FailureClass::Engine, "engine_exit", "exit 3") };
+    let worker = run(&mut coordinator).await;
+    assert!(is_accepted(&worker.ended(Some(exit()), false).await));
+    let worker = run(&mut coordinator).await;
+    assert!(is_accepted(&worker.ended(Some(exit()), false).await));
+    // The answer was lost: a worker that says it again hears that its epoch is closed.
+    assert!(is_refused(&worker.ended(Some(exit()), false).await, "stale"));
+    let done = world.wait_for(job, StateName::Failed, SOON).await;
+    assert_eq!((done.user_retries, done.infrastructure_retries, done.attempts.0), (1, 1, 4));
+    assert!(matches!(done.state, JobState::Failed { failure } if failure.exit_code == Some(3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_is_stored_in_order_and_once() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let job = world.submit("out.mp4", json!({})).await;
+    let attempt = coordinator.assigned().await;
+    let worker = Worker::start(&world, &coordinator, attempt).await;
+    let stored = |body: Body| match body {
+        Body::Accepted(accepted) => accepted.log_sequence,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(stored(worker.log(1, b"one\n").await), 1);
+    assert_eq!(stored(worker.log(3, b"three\n").await), 1, "a gap is answered by what is stored");
+    assert_eq!(stored(worker.log(2, b"two\n").await), 2);
+    assert_eq!(stored(worker.log(2, b"two\n").await), 2, "a repeated chunk is stored once");
+    // A new stream of the same worker goes on.
+    let credential = worker.credential.clone();
+    worker.die().await;
+    let worker = Worker::connect(&world, credential, attempt).await.unwrap().ok().unwrap();
+    assert_eq!(stored(worker.log(3, b"three\n").await), 3);
+    let log = recorder::read_log(&world.backend, world.account, job, attempt.attempt, 0, 1 << 20).await;
+    assert_eq!(&log.unwrap().bytes[..], b"one\ntwo\nthree\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unwatched_progress_costs_no_writes_and_watched_arrives_within_a_second() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let job = world.submit("out.mp4", json!({})).await;
+    let attempt = coordinator.assigned().await;
+    let mut worker = Worker::start(&world, &coordinator, attempt).await;
+    let progress = async || jobs::progress(&world.backend, world.account, job).await.unwrap();
+    let mut sequence = 0;
+    let before = world.table.transactions();
+    for _ in 0..200 {
+        sequence += 1;
+        worker.progress(sequence, 1000).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        worker.renew().await;
+    }
+    assert_eq!(progress().await, None);
+    // The leadership is renewed meanwhile; progress is not written.
+    assert!(world.table.transactions() - before < 20, "{}", world.table.transactions() - before);
+    recorder::mark_watched(&world.backend, world.account, job, world.now()).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(1), worker.told.recv()).await.unwrap();
+    assert!(matches!(told, Some(Body::Watch(watch)) if watch.watched));
+    for ratio in 1..=20 {
+        sequence += 1;
+        worker.progress(sequence, ratio * 1000).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(progress().await.unwrap().ratio_ppm, Some(20_000));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(matches!(worker.told.recv().await, Some(Body::Watch(watch)) if !watch.watched));
+}
