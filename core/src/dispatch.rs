@@ -13,7 +13,7 @@ use telecine_domain::failure::Failure;
 use telecine_domain::id::{InstanceId, JobId, RegionName, SlotName, StoreId};
 use telecine_domain::job::{Job, JobState};
 use telecine_domain::location::Location;
-use telecine_domain::manifest::{Manifest, SealedObject};
+use telecine_domain::manifest::{InvalidManifest, Manifest, SealedObject};
 use telecine_domain::store::Store;
 use telecine_domain::time::Timestamp;
 use telecine_domain::transition::JobEvent;
@@ -40,6 +40,9 @@ pub struct AssignedAttempt {
 /// Why a manifest may not be granted: it is not what the composition declares.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ManifestError {
+    /// Something in it is not the job's to publish, or makes no sense.
+    #[error(transparent)]
+    Invalid(#[from] InvalidManifest),
     /// A declared output is not in it.
     #[error("output `{slot}` is missing: the engine made nothing at {location}")]
     Missing {
@@ -48,25 +51,9 @@ pub enum ManifestError {
         /// Where it should be.
         location: Location,
     },
-    /// Something in it was not declared.
-    #[error("{key:?} in store {store} is no part of output `{slot}`")]
-    NotDeclared {
-        /// The output it claims to be.
-        slot: String,
-        /// The store.
-        store: StoreId,
-        /// The key.
-        key: String,
-    },
-    /// Two objects are one.
-    #[error("{0} is in the manifest twice")]
-    Twice(Location),
     /// It would replace an input.
     #[error("{0} is an input of the job and may not be replaced")]
     ReplacesInput(Location),
-    /// A checksum is none.
-    #[error("the checksum of {0} is not a SHA-256 in lower-case hexadecimal digits")]
-    Checksum(Location),
 }
 
 /// A grant that was not given.
@@ -426,46 +413,21 @@ async fn live_or_done(backend: &Backend, attempt: AttemptId) -> Result<Recorded,
     }
 }
 
+/// The manifest holds every declared output, and nothing that was not declared.
 fn verify(composition: &Composition, manifest: &Manifest) -> Result<(), ManifestError> {
-    let mut seen = BTreeMap::new();
-    for object in &manifest.objects {
-        let location = Location { store: object.store, key: object.key.clone() };
-        let declared = composition.outputs.get(&object.slot).filter(|output| is_part(object, output));
-        if declared.is_none() {
-            return Err(ManifestError::NotDeclared {
-                slot: object.slot.to_string(),
-                store: object.store,
-                key: object.key.to_string(),
-            });
-        }
-        if composition.inputs.values().any(|input| *input == location) {
-            return Err(ManifestError::ReplacesInput(location));
-        }
-        let digest = object.sha256.as_bytes();
-        if digest.len() != 64 || !digest.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(ManifestError::Checksum(location));
-        }
-        if seen.insert(location.clone(), &object.slot).is_some() {
-            return Err(ManifestError::Twice(location));
-        }
+    manifest.check(&composition.outputs)?;
+    let location = |object: &SealedObject| Location { store: object.store, key: object.key.clone() };
+    let is_input = |made: &Location| composition.inputs.values().any(|input| input == made);
+    if let Some(input) = manifest.objects.iter().map(location).find(is_input) {
+        return Err(ManifestError::ReplacesInput(input));
     }
-    let made = |slot: &SlotName| seen.values().any(|made| *made == slot);
+    let made = |slot: &SlotName| manifest.objects.iter().any(|object| object.slot == *slot);
     match composition.outputs.iter().find(|(slot, _)| !made(slot)) {
         Some((slot, location)) => {
             Err(ManifestError::Missing { slot: slot.clone(), location: location.clone() })
         }
         None => Ok(()),
     }
-}
-
-/// Whether `object` is the declared file, or lies in the declared folder (and is no folder or hidden name itself).
-fn is_part(object: &SealedObject, output: &Location) -> bool {
-    let key = object.key.as_str();
-    let inside = match output.key.is_folder() {
-        true => key.starts_with(output.key.as_str()) && !object.key.is_folder(),
-        false => object.key == output.key,
-    };
-    object.store == output.store && inside && !telecine_stores::is_hidden(key)
 }
 
 fn grants_of(composition: &Composition) -> BTreeMap<StoreId, Grants> {
@@ -479,3 +441,6 @@ fn grants_of(composition: &Composition) -> BTreeMap<StoreId, Grants> {
     }
     stores
 }
+
+#[cfg(test)]
+mod tests;

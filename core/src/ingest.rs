@@ -227,10 +227,12 @@ async fn consider(
     object: &ArrivedObject,
 ) -> Result<Vec<Outcome>, IngestError> {
     let mut outcomes = Vec::new();
-    for factory in factories.iter().filter(|factory| factory.account == store.account) {
-        for rule in factory.watch.iter().filter(|rule| rule.store == store.id) {
-            let verdict = judge(catalog, store, factory, rule, object).await?;
-            outcomes.push(Outcome { factory: factory.id, rule: rule.id, verdict });
+    for factory in factories {
+        for rule in &factory.watch {
+            if factory.account == store.account && rule.store == store.id {
+                let verdict = judge(catalog, store, factory, rule, object).await?;
+                outcomes.push(Outcome { factory: factory.id, rule: rule.id, verdict });
+            }
         }
     }
     let kept = |outcome: &Outcome| {
@@ -266,10 +268,25 @@ async fn judge(
         }
     };
     let object = ArrivedObject { version, ..object.clone() };
-    if let Err(reason) = factory.match_object(rule, &object) {
+    if let Err(reason) = meant(catalog.backend, factory, rule, &object).await? {
         return Ok(Verdict::Unmatched(reason));
     }
     fire(catalog, factory, rule, object).await
+}
+
+/// Whether the rule means this object, which is there, and the factory did not make it itself.
+async fn meant(
+    backend: &Backend,
+    factory: &Factory,
+    rule: &WatchRule,
+    object: &ArrivedObject,
+) -> Result<Result<(), NoMatch>, RecordError> {
+    let Location { store, key } = &object.location;
+    let own = produced::own_output(backend, factory.id, *store, key, &object.version).await?;
+    Ok(match own {
+        Some(job) => Err(NoMatch::OwnOutput { job }),
+        None => factory.match_object(rule, object),
+    })
 }
 
 /// Makes the job of a rule and an object that is there.
@@ -291,9 +308,8 @@ async fn fire(
     let pinned = resolved.spec.inputs.values().find(|input| input.location == object.location);
     let version = pinned.map_or(object.version, |input| input.version.clone());
     let object = ArrivedObject { version, location: object.location };
-    let Location { store, key } = &object.location;
-    if let Some(job) = produced::own_output(backend, factory.id, *store, key, &object.version).await? {
-        return Ok(Verdict::Unmatched(NoMatch::OwnOutput { job }));
+    if let Err(reason) = meant(backend, factory, rule, &object).await? {
+        return Ok(Verdict::Unmatched(reason));
     }
     if let Some(job) = made_before(backend, rule, &object).await? {
         return Ok(Verdict::Duplicate(job));
@@ -302,6 +318,7 @@ async fn fire(
     let recorded = jobs::recorded(factory.account, id, resolved, now);
     let token = jobs::new_token();
     let mut writes = update::accepted(backend, &recorded, &token).await?.to_vec();
+    let Location { store, key } = &object.location;
     writes.push(match_write(factory, rule, &object, id, now)?);
     writes.push(record::delete(layout::ingest_unmatched(*store, key, &object.version)));
     if jobs::settle(backend, writes, &recorded.job, &token).await? {
@@ -404,3 +421,6 @@ pub async fn watched_stores(backend: &Backend) -> Result<Vec<Arc<Store>>, Record
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -289,3 +289,6 @@ async fn act(
 fn in_job(job: JobId, range: SortRange, limit: usize) -> Query {
     Query { range, ..record::page_of(Source::Rows, layout::job_partition(job), limit, None) }
 }
+
+#[cfg(test)]
+mod tests;

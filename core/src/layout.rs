@@ -277,3 +277,133 @@ pub(crate) fn instance_by_id(instance: InstanceId) -> Key {
 pub(crate) fn sha256(text: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(text))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use telecine_domain::id::Epoch;
+    use telecine_domain::job::Run;
+
+    use super::*;
+
+    #[test]
+    fn versions_sort_by_precedence() {
+        let ordered = [
+            "0.9.10",
+            "0.10.0",
+            "1.0.0-1",
+            "1.0.0-2",
+            "1.0.0-11",
+            "1.0.0-alpha",
+            "1.0.0-alpha.1",
+            "1.0.0-alpha.beta",
+            "1.0.0-beta",
+            "1.0.0-beta.2",
+            "1.0.0-beta.11",
+            "1.0.0-rc.1",
+            "1.0.0",
+            "1.0.1",
+            "2.0.0",
+            "10.0.0",
+        ];
+        let versions: Vec<Version> = ordered.iter().map(|text| text.parse().unwrap()).collect();
+        assert!(versions.is_sorted(), "the list of the test itself");
+        let keys: Vec<String> = versions.iter().map(padded).collect();
+        assert!(keys.is_sorted(), "{keys:#?}");
+        assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+    }
+
+    fn id<T>(make: impl Fn(Timestamp, u128) -> T) -> T {
+        make(Timestamp::from_millis(1), 1)
+    }
+
+    /// Every key that is built, with what varies in angle brackets: `(what, partition, sort)`.
+    fn places() -> Vec<(&'static str, String, String)> {
+        let (acc, jid, sto, fac) = (id(AccountId::new), id(JobId::new), id(StoreId::new), id(FactoryId::new));
+        let (rule, ins, api) = (id(WatchRuleId::new), id(InstanceId::new), id(ApiKeyId::new));
+        let (n, loc): (_, RegionName) = (AttemptNumber(7), "berlin".parse().unwrap());
+        let srv: ServiceName = "transform".parse().unwrap();
+        let key: ObjectKey = "a.mov".parse().unwrap();
+        let seen = ObjectVersion { etag: "e".to_owned(), version_id: None, size_bytes: 1 };
+        let run = Run { attempt: n, epoch: Epoch(7), instance: ins, since: Timestamp::from_millis(1) };
+        let section = |state: JobState| Key::new(job_section(&loc, &state).unwrap(), jid.to_string());
+        let reason = telecine_domain::job::HoldReason::Manual;
+        let queued = JobState::Queued { not_before: None, last_failure: None };
+        let at = moment(Timestamp::from_millis(1), "x");
+        let keys = [
+            ("job", job(jid, acc)),
+            ("job by account", Key::new(jobs_of(acc), jid.to_string())),
+            ("job queued", section(queued)),
+            ("job live", section(JobState::Running(run))),
+            ("job held", section(JobState::Held { reason })),
+            ("attempt", attempt(jid, acc, n)),
+            ("history", history(jid, acc, 7)),
+            ("progress", progress(jid, acc)),
+            ("watch mark", watch(jid, acc)),
+            ("log", log(jid, acc, n)),
+            ("log chunk", log_chunk(jid, acc, n, 7)),
+            ("factory", factory(acc, fac)),
+            ("factory name", factory_name(acc, "<name>")),
+            ("watcher", watcher(sto, fac)),
+            ("store", store(acc, sto)),
+            ("store name", store_name(acc, "<name>")),
+            ("store owner", store_owner(sto)),
+            ("every store", Key::new(ALL_STORES, sto.to_string())),
+            ("service", service(acc, &srv)),
+            ("engine version", Key::new(engine_versions_of(acc, &srv), "<padded version>")),
+            ("account", account(acc)),
+            ("default account", default_account()),
+            ("API key by token", api_key_secret("x")),
+            ("API key", api_key(acc, api)),
+            ("join token", join_token("x")),
+            ("join token by instance", instance_join(ins)),
+            ("idempotency key", idempotency(acc, "<key>")),
+            ("arrival", ingest_match(sto, rule, &key, &seen)),
+            ("unmatched arrival", ingest_unmatched(sto, &key, &seen)),
+            ("arrivals by time", Key::new(arrivals_of(acc), at.clone())),
+            ("unmatched by time", Key::new(unmatched_of(acc), at)),
+            ("produced output", produced(sto, "x")),
+            ("leader", leader(&loc)),
+            ("region", region(&loc)),
+            ("instance", instance(&loc, ins)),
+            ("instance by id", instance_by_id(ins)),
+        ];
+        let names: [(String, &str); 8] = [
+            (acc.to_string(), "<account>"),
+            (jid.to_string(), "<job>"),
+            (sto.to_string(), "<store>"),
+            (fac.to_string(), "<factory>"),
+            (ins.to_string(), "<instance>"),
+            (api.to_string(), "<API key>"),
+            (loc.to_string(), "<region>"),
+            (srv.to_string(), "<service>"),
+        ];
+        let named = |part: &str| {
+            let part = names.iter().fold(part.to_owned(), |part, (value, name)| part.replace(value, name));
+            let part = part.replace("0000000007", "<number>").replace("000000000000001#x", "<time>#<tail>");
+            let hash = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            match part.len().checked_sub(64).map(|cut| part.split_at(cut)) {
+                Some((before, tail)) if hash(tail) => format!("{before}<sha256>"),
+                Some(_) | None => part,
+            }
+        };
+        keys.into_iter().map(|(what, key)| (what, named(&key.partition), named(&key.sort))).collect()
+    }
+
+    #[test]
+    fn the_document_lists_every_key_that_is_built_and_no_other() {
+        let document = include_str!("../../docs/data-model.md");
+        let table = document.split("<!-- keys -->").nth(1).expect("the table of keys is marked");
+        let listed: BTreeSet<String> = table
+            .lines()
+            .filter(|line| line.starts_with("| ") && line.contains('`'))
+            .map(|line| line.split('|').skip(1).take(3).map(str::trim).collect::<Vec<_>>().join(" | "))
+            .collect();
+        let built: BTreeSet<String> =
+            places().into_iter().map(|(what, p, s)| format!("{what} | `{p}` | `{s}`")).collect();
+        let missing: Vec<_> = built.difference(&listed).collect();
+        let stale: Vec<_> = listed.difference(&built).collect();
+        assert!(missing.is_empty() && stale.is_empty(), "missing: {missing:#?}\nstale: {stale:#?}");
+    }
+}

@@ -65,8 +65,10 @@ pub(crate) async fn own_output(
     key: &ObjectKey,
     version: &ObjectVersion,
 ) -> Result<Option<JobId>, RecordError> {
-    let folders = key.as_str().match_indices('/').map(|(slash, _)| &key.as_str()[..=slash]);
-    for place in folders.chain([key.as_str()]) {
+    let key = key.as_str();
+    let slashes: Vec<usize> = key.match_indices('/').map(|(slash, _)| slash).collect();
+    for end in slashes.into_iter().map(|slash| slash + 1).chain([key.len()]) {
+        let place = &key[..end];
         let found = record::get::<Produced>(backend.table.as_ref(), &layout::produced(store, place)).await?;
         let Some(found) = found.map(|found| found.value) else { continue };
         let same = found.etag.as_ref().is_none_or(|etag| *etag == version.etag);

@@ -98,19 +98,15 @@ pub async fn put_progress(
     let key = layout::progress(progress.attempt.job, account);
     let mut result = Recorded::Older;
     record::replace(backend.table.as_ref(), &key, |found: Option<&Versioned<Progress>>| {
-        let merged = match found.map(|found| &found.value) {
+        let known = found.map(|found| &found.value);
+        let place = |progress: &Progress| (progress.attempt, progress.sequence);
+        if result == Recorded::Written && known.is_some_and(|known| place(known) == place(progress)) {
             // Our own report after an unknown result.
-            Some(before) if result == Recorded::Written && before.sequence == progress.sequence => {
-                return Ok(None);
-            }
-            Some(before) => match merge(before, progress) {
-                Some(merged) => merged,
-                None => {
-                    result = Recorded::Older;
-                    return Ok(None);
-                }
-            },
-            None => progress.clone(),
+            return Ok(None);
+        }
+        let Some(merged) = progress.clone().after(known) else {
+            result = Recorded::Older;
+            return Ok(None);
         };
         result = Recorded::Written;
         record::row(key.clone(), 1, &merged).map(Some)
@@ -246,22 +242,6 @@ pub async fn watched(
 ) -> Result<bool, RecordError> {
     let found = backend.table.get(&layout::watch(job, account)).await?;
     Ok(found.and_then(|row| row.expires_at).is_some_and(|at| at > now))
-}
-
-fn merge(before: &Progress, after: &Progress) -> Option<Progress> {
-    let place = |progress: &Progress| (progress.attempt.epoch, progress.sequence);
-    if place(after) <= place(before) {
-        return None;
-    }
-    if after.attempt != before.attempt {
-        return Some(after.clone());
-    }
-    // `None` lies below every number: what was known once stays known.
-    Some(Progress {
-        ratio_ppm: after.ratio_ppm.max(before.ratio_ppm),
-        media_millis: after.media_millis.max(before.media_millis),
-        ..after.clone()
-    })
 }
 
 fn appended(log: Option<LogRecord>, bytes: &[u8], now: Timestamp) -> LogRecord {

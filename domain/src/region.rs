@@ -320,7 +320,7 @@ impl Region {
             RegionEvent::Renewed(attempt) => self.renewed(attempt, now),
             RegionEvent::Tick => {}
         }
-        while let Some(timer) = self.timers.pop_due(now) {
+        for timer in self.timers.take_due(now) {
             self.fire(timer, now, &mut actions);
         }
         self.assign(now, &mut actions);
@@ -495,8 +495,12 @@ impl Region {
         })
     }
 
+    /// Takes back what an attempt or assignment held, which is no longer in the lists.
     fn release(&mut self, instance: InstanceId, resources: &Resources) {
-        self.fleet.release(instance, resources);
+        if !self.fleet.release(instance, resources) {
+            let allocated = self.allocated_on(instance);
+            self.fleet.allocate_exactly(instance, allocated);
+        }
         self.forget_if_lost(instance);
         self.queue.unblock();
     }

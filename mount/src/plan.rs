@@ -112,9 +112,6 @@ pub struct Tuning {
     pub part_bytes: u64,
     /// Most parts in flight while sealing.
     pub parallel_parts: usize,
-    /// Lets the kernel read and write folder-backed files itself (Linux 6.9 or later, root). Such reads and writes are
-    /// not seen here, so [`crate::Counters`] do not count them; off by default.
-    pub passthrough: bool,
 }
 
 impl Default for Tuning {
@@ -127,7 +124,6 @@ impl Default for Tuning {
             stall: Duration::from_secs(20),
             part_bytes: 8 << 20,
             parallel_parts: 4,
-            passthrough: false,
         }
     }
 }

@@ -8,10 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cap_std::fs::Dir;
-use object_store::{Error, ObjectStoreExt};
+use futures::StreamExt;
+use md5::Md5;
+use object_store::path::Path as ObjectPath;
+use object_store::{Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt};
+use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 
-use crate::backing::{Backing, folder_etag, object_path};
+use crate::backing::{Backing, folder_etag, object_path, same_etag};
 use crate::journal::{self, Entry};
 use crate::plan::key_problem;
 use crate::seal::{SealedBytes, SealedFile};
@@ -163,8 +167,8 @@ pub async fn abort(backing: &Backing, file: &SealedFile) -> Result<(), AbortErro
 }
 
 /// Takes away everything that the journal at `path` names, then the journal itself. `backing_of` gives the store of an
-/// output by its name. For attempts that were never granted; what has been published is not touched. Success when there
-/// is no journal.
+/// output by its name. For attempts that were never granted, and for granted ones once everything is published (it then
+/// only sweeps up what a failed deletion left): what has been published is not touched. Success when there is no journal.
 ///
 /// # Errors
 /// The first failure, after everything else has been tried; the journal stays for the next call.
@@ -253,26 +257,59 @@ async fn complete_upload(
         Err(error) => error,
     };
     // Whatever the error says, it may have been completed: by a lost answer, or by somebody else before.
+    let is_gone = matches!(error, Error::NotFound { .. });
+    let gone = |found: String| Err(CompleteError::Gone { key: file.key.clone(), found });
     match store.head(&path).await {
-        Ok(meta) if meta.size == file.size && has_parts(meta.e_tag.as_deref(), parts.len()) => {
-            Ok(Completed { etag: meta.e_tag })
-        }
-        Ok(meta) if matches!(error, Error::NotFound { .. }) => {
-            let found = format!("an object of {} bytes with the etag {:?}", meta.size, meta.e_tag);
-            Err(CompleteError::Gone { key: file.key.clone(), found })
-        }
-        Err(Error::NotFound { .. }) if matches!(error, Error::NotFound { .. }) => {
-            Err(CompleteError::Gone { key: file.key.clone(), found: "nothing".to_owned() })
-        }
-        _ => Err(refused(error)),
+        Ok(meta) => match shows(&**store, &path, &meta, file, parts).await {
+            Ok(true) => Ok(Completed { etag: meta.e_tag }),
+            Ok(false) if is_gone => {
+                gone(format!("another object, of {} bytes with the etag {:?}", meta.size, meta.e_tag))
+            }
+            Ok(false) => Err(refused(error)),
+            Err(error) => Err(refused(error)),
+        },
+        Err(Error::NotFound { .. }) if is_gone => gone("nothing".to_owned()),
+        Err(_) => Err(refused(error)),
     }
 }
 
-/// Whether an etag can be that of an object of so many parts: where it tells (`…-N`), it must agree.
-fn has_parts(etag: Option<&str>, parts: usize) -> bool {
-    let count =
-        etag.and_then(|etag| etag.trim_matches('"').rsplit_once('-')).and_then(|(_, n)| n.parse().ok());
-    count.is_none_or(|count: usize| count == parts)
+/// Whether the object at `path` is the sealed one: by its etag where that can be computed, else by reading it.
+async fn shows(
+    store: &dyn ObjectStore,
+    path: &ObjectPath,
+    meta: &ObjectMeta,
+    file: &SealedFile,
+    parts: &[String],
+) -> Result<bool, Error> {
+    if meta.size != file.size {
+        return Ok(false);
+    }
+    if meta
+        .e_tag
+        .as_deref()
+        .zip(etag_of_parts(parts))
+        .is_some_and(|(found, sealed)| same_etag(found, &sealed))
+    {
+        return Ok(true);
+    }
+    let options = GetOptions { if_match: meta.e_tag.clone(), ..GetOptions::default() };
+    let mut content = store.get_opts(path, options).await?.into_stream();
+    let mut hasher = Sha256::new();
+    while let Some(chunk) = content.next().await {
+        hasher.update(&chunk?);
+    }
+    Ok(hex::encode(hasher.finalize()) == file.sha256)
+}
+
+/// The etag that S3 gives to an object made of these parts, if their own etags are MD5 sums: the sum of the sums, and
+/// how many there are. Not so with some kinds of encryption.
+fn etag_of_parts(parts: &[String]) -> Option<String> {
+    let mut sums = Md5::new();
+    for part in parts {
+        let sum = hex::decode(part.trim_matches('"')).ok().filter(|sum| sum.len() == 16)?;
+        sums.update(&sum);
+    }
+    Some(format!("{}-{}", hex::encode(sums.finalize()), parts.len()))
 }
 
 async fn remove_hidden(backing: &Backing, hidden_key: &str) -> Result<(), AbortError> {
@@ -323,8 +360,16 @@ mod tests {
     }
 
     #[test]
-    fn etags_of_multipart_objects_tell_their_parts() {
-        assert!(has_parts(Some("\"abc-3\""), 3) && !has_parts(Some("\"abc-3\""), 2));
-        assert!(has_parts(Some("\"abc\""), 2) && has_parts(None, 2));
+    fn the_etag_of_a_multipart_object_comes_from_its_parts() {
+        // Two parts "a" and "b": md5(md5("a") md5("b")).
+        let parts = [
+            "\"0cc175b9c0f1b6a831c399e269772661\"".to_owned(),
+            "92eb5ffee6ae2fec3ad71c777531578f".to_owned(),
+        ];
+        let mut sums = Md5::new();
+        sums.update(Md5::digest(b"a"));
+        sums.update(Md5::digest(b"b"));
+        assert_eq!(etag_of_parts(&parts), Some(format!("{}-2", hex::encode(sums.finalize()))));
+        assert_eq!(etag_of_parts(&["opaque".to_owned()]), None);
     }
 }

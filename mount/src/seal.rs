@@ -69,7 +69,7 @@ pub struct LeftOut {
 }
 
 /// What sealing came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedOutputs {
     /// The objects to publish, by output in the plan's order, then by path.
     pub files: Vec<SealedFile>,
@@ -146,8 +146,37 @@ struct Outgoing {
     file: Arc<OutputFile>,
 }
 
+/// What nobody asks for, with its bytes.
+type LeftOutFiles = Vec<(LeftOut, Arc<OutputFile>)>;
+
 /// Seals all outputs of `volume`.
 pub(crate) async fn seal(volume: &Arc<Volume>) -> Result<SealedOutputs, SealError> {
+    let frozen = volume.clone();
+    // It waits for writes under way and looks at folders: not on a thread of the runtime.
+    let prepared = spawn_blocking(move || prepare(&frozen)).await;
+    let (outgoing, left_out) = prepared.map_err(|error| SealError::Io {
+        output: String::new(),
+        action: "preparing",
+        path: String::new(),
+        source: io::Error::other(error),
+    })??;
+    let uploader = Uploader::new(volume);
+    let files = futures::stream::iter(outgoing.into_iter().map(|file| seal_file(file, uploader.clone())))
+        .buffered(PARALLEL_FILES)
+        .try_collect()
+        .await?;
+    for (left, file) in &left_out {
+        if let Err(error) = file.remove() {
+            tracing::warn!(path = %left.path, %error, "a file that is not published could not be deleted");
+        }
+    }
+    sync_roots(volume).await?;
+    let left_out = left_out.into_iter().map(|(left, _)| left).collect();
+    Ok(SealedOutputs { files, left_out })
+}
+
+/// Forbids changes and finds out what there is to seal.
+fn prepare(volume: &Volume) -> Result<(Vec<Outgoing>, LeftOutFiles), SealError> {
     volume.freeze();
     volume.verify_inputs();
     let failures = volume.failures.all();
@@ -159,30 +188,25 @@ pub(crate) async fn seal(volume: &Arc<Volume>) -> Result<SealedOutputs, SealErro
     for output in &volume.outputs {
         outgoing.extend(choose(volume, output, &mut left_out)?);
     }
-    let uploader = Uploader::new(volume);
-    let files = futures::stream::iter(outgoing.into_iter().map(|file| seal_file(file, uploader.clone())))
-        .buffered(PARALLEL_FILES)
-        .try_collect()
-        .await?;
-    sync_roots(volume).await?;
-    Ok(SealedOutputs { files, left_out })
+    Ok((outgoing, left_out))
 }
 
-/// The files of one output that become objects; the others are deleted and listed.
-fn choose(volume: &Volume, output: &Output, left_out: &mut Vec<LeftOut>) -> Result<Vec<Outgoing>, SealError> {
+/// The files of one output that become objects; the others are listed.
+fn choose(volume: &Volume, output: &Output, left_out: &mut LeftOutFiles) -> Result<Vec<Outgoing>, SealError> {
     let plan = &output.plan;
     let mut chosen = Vec::new();
     for (path, _, file) in volume.files_of(output) {
-        let Ok(path) = String::from_utf8(path) else {
-            let path = String::from_utf8_lossy(&volume_path(volume, output, &file)).into_owned();
-            return Err(name_error(&plan.name, path, "its name is not UTF-8".to_owned()));
-        };
-        let Some(key) = plan.target.key_for(&path) else {
-            let size = file.size().unwrap_or_default();
-            if let Err(error) = file.remove() {
-                tracing::warn!(%path, %error, "a file that is not published could not be deleted");
+        let readable = String::from_utf8_lossy(&path).into_owned();
+        let (path, key) = match (String::from_utf8(path), &plan.target) {
+            (Err(_), OutputTarget::Folder { .. }) => {
+                return Err(name_error(&plan.name, readable, "its name is not UTF-8".to_owned()));
             }
-            left_out.push(LeftOut { output: plan.name.clone(), path, size });
+            (Err(_), OutputTarget::File { .. }) => (readable, None),
+            (Ok(path), target) => (path.clone(), target.key_for(&path)),
+        };
+        let Some(key) = key else {
+            let size = file.size().unwrap_or_default();
+            left_out.push((LeftOut { output: plan.name.clone(), path, size }, file));
             continue;
         };
         if let Some(reason) = key_problem(&plan.backing, &key) {
@@ -202,15 +226,6 @@ fn choose(volume: &Volume, output: &Output, left_out: &mut Vec<LeftOut>) -> Resu
         OutputTarget::Folder { .. } => "file into it".to_owned(),
     };
     if chosen.is_empty() { Err(SealError::Missing { output: plan.name.clone(), what }) } else { Ok(chosen) }
-}
-
-fn volume_path(volume: &Volume, output: &Output, file: &Arc<OutputFile>) -> Vec<u8> {
-    let files = volume.files_of(output);
-    files
-        .into_iter()
-        .find(|(_, _, other)| Arc::ptr_eq(other, file))
-        .map(|(path, _, _)| path)
-        .unwrap_or_default()
 }
 
 fn name_error(output: &str, path: String, reason: String) -> SealError {

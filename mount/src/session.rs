@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fuser::{BackgroundSession, Config, Session, SessionACL};
@@ -15,7 +16,7 @@ use crate::filesystem::MountedVolume;
 use crate::journal::Journal;
 use crate::plan::{MountPlan, PlanError};
 use crate::seal::{SealError, SealedOutputs, seal};
-use crate::volume::Volume;
+use crate::volume::{SPILL_PREFIX, Volume};
 
 /// Threads that take requests from the kernel.
 const THREADS: usize = 4;
@@ -71,7 +72,7 @@ impl MountSession {
         let journal = Journal::open(&plan.journal)
             .map_err(|source| ServeError::Journal { path: plan.journal.display().to_string(), source })?;
         if plan.outputs.iter().any(|output| matches!(output.backing, Backing::Objects { .. })) {
-            std::fs::create_dir_all(&plan.spill)
+            empty_spill(&plan.spill)
                 .map_err(|source| ServeError::Spill { path: plan.spill.display().to_string(), source })?;
         }
         let volume = Arc::new(Volume::new(plan, journal, runtime)?);
@@ -118,10 +119,15 @@ impl MountSession {
         Ok(outputs)
     }
 
-    /// Stops: waiting readers fail, fetches end, spill files go. Sealed outputs stay where they are.
+    /// Fails every read that waits for an object store, now and from now on, so that a canceled engine can die at once.
+    pub fn interrupt(&self) {
+        self.volume.blocks.close();
+    }
+
+    /// Stops: waiting reads fail, fetches end, nothing can be written, spill files go. Sealed outputs stay where they are.
     ///
-    /// Unmount first ([`crate::unmount`]); then this waits for the last request. While the file system is still mounted
-    /// its requests go on being answered from memory and folders, because an unanswered request would hang its caller.
+    /// Unmount first ([`crate::unmount`]). While anybody still uses the file system its requests go on being answered
+    /// (reads of objects with EIO), because an unanswered request would hang its caller; the threads end with the mount.
     pub fn close(self) {
         self.volume.freeze();
         self.volume.blocks.close();
@@ -133,6 +139,18 @@ impl MountSession {
             tracing::debug!(%error, "the mount's session ended with an error");
         }
     }
+}
+
+/// Makes the spill folder, without the files of a predecessor.
+fn empty_spill(folder: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(SPILL_PREFIX.as_bytes()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for MountSession {

@@ -253,14 +253,6 @@ impl Tree {
         files
     }
 
-    /// How many folders a folder holds, plus two.
-    pub(crate) fn links(&self, inode: u64) -> u32 {
-        let Ok(entries) = self.entries(inode) else { return 1 };
-        let is_folder =
-            |inode: &&u64| matches!(self.nodes.get(inode).map(|n| &n.kind), Some(Kind::Folder(_)));
-        2 + entries.by_name.values().filter(is_folder).count() as u32
-    }
-
     fn entries(&self, inode: u64) -> Result<&Entries, Errno> {
         match &self.node(inode)?.kind {
             Kind::Folder(entries) => Ok(entries),
@@ -378,7 +370,6 @@ mod tests {
         assert_eq!(tree.rename((main, b"a"), (main, b"b"), false).unwrap_err(), Errno::EEXIST);
         tree.rename((main, b"a"), (main, b"b"), true).unwrap();
         assert_eq!(tree.lookup(main, b"b").unwrap().inode, a);
-        assert_eq!(tree.links(main), 3);
     }
 
     #[test]

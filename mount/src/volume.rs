@@ -5,7 +5,7 @@
 
 mod change;
 
-pub(crate) use change::Wanted;
+pub(crate) use change::{SPILL_PREFIX, Wanted};
 
 use std::io;
 use std::ops::Range;
@@ -132,7 +132,7 @@ impl Volume {
             let tree = self.tree();
             let node = tree.node(inode)?;
             let file = if let Kind::File(file) = &node.kind { Some(file.clone()) } else { None };
-            (self.describe(node, tree.links(inode)), file)
+            (self.describe(node), file)
         };
         if let Some(file) = file {
             attributes.size = file.size().map_err(Errno::from)?;
@@ -342,7 +342,7 @@ impl Volume {
         }
     }
 
-    fn describe(&self, node: &Node, links: u32) -> FileAttr {
+    fn describe(&self, node: &Node) -> FileAttr {
         let (kind, size) = match &node.kind {
             Kind::Folder(_) => (FileType::Directory, 4096),
             Kind::Input(number) => (FileType::RegularFile, self.inputs[*number].size),
@@ -359,7 +359,8 @@ impl Volume {
             crtime: self.started,
             kind,
             perm: node.mode,
-            nlink: if node.parent == 0 { 0 } else { links },
+            // 1 on a folder means that its folders are not counted.
+            nlink: u32::from(node.parent != 0),
             uid: self.uid,
             gid: self.gid,
             rdev: 0,

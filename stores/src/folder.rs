@@ -17,12 +17,12 @@ use cap_std::ambient_authority;
 use cap_std::fs::{Dir, File, Metadata, MetadataExt, OpenOptions, OpenOptionsExt};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use telecine_domain::location::{ObjectKey, ObjectVersion};
+use telecine_domain::location::{HIDDEN_PREFIX, ObjectKey, ObjectVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::error::{Action, StoreError, StoreErrorClass, class_of_io};
 use crate::open::OpenError;
-use crate::{HIDDEN_PREFIX, ObjectEntry, ObjectRead};
+use crate::{ObjectEntry, ObjectRead};
 
 /// Longest file name of the file systems we run on, in bytes.
 const MAX_NAME_BYTES: usize = 255;

@@ -21,10 +21,8 @@ pub use opened::{ObjectEntry, ObjectRead, OpenedStore};
 pub use secret::StoreSecret;
 pub use validate::validate;
 
-/// Segments of keys that begin with this are ours: temporary files, sealed outputs, probes.
-pub const HIDDEN_PREFIX: &str = ".telecine-";
-
-/// Whether a key (or part of one) has a segment that is ours; such names are left out of listings and watching.
+/// Whether a key, or part of one, has a segment that is ours: `telecine_domain::location::is_hidden` for text that is
+/// not known to be a key.
 pub fn is_hidden(key: &str) -> bool {
-    key.split('/').any(|segment| segment.starts_with(HIDDEN_PREFIX))
+    key.split('/').any(|segment| segment.starts_with(telecine_domain::location::HIDDEN_PREFIX))
 }

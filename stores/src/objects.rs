@@ -22,13 +22,13 @@ use object_store::{
     BackoffConfig, ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
     WriteMultipart,
 };
-use telecine_domain::location::{ObjectKey, ObjectVersion};
+use telecine_domain::location::{ObjectKey, ObjectVersion, is_hidden};
 use telecine_domain::store::S3Authentication;
 use telecine_domain::time::Timestamp;
 
 use crate::error::{Action, StoreError, StoreErrorClass, class_of_objects, words_of};
 use crate::open::{OpenError, S3Settings};
-use crate::{ObjectEntry, ObjectRead, StoreSecret, is_hidden};
+use crate::{ObjectEntry, ObjectRead, StoreSecret};
 
 /// Writes of at least this many bytes go up in parts.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -130,7 +130,7 @@ impl ObjectsStore {
     fn entry(&self, meta: &ObjectMeta) -> Option<ObjectEntry> {
         let whole = key_text::unspell(meta.location.as_ref()).into_owned();
         let key: ObjectKey = whole.strip_prefix(&self.prefix)?.parse().ok()?;
-        if key.is_folder() || is_hidden(key.as_str()) {
+        if key.is_folder() || is_hidden(&key) {
             return None;
         }
         let modified = Timestamp::from_millis(meta.last_modified.timestamp_millis().try_into().unwrap_or(0));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use telecine_domain::location::{ObjectKey, ObjectVersion};
+use telecine_domain::location::{HIDDEN_PREFIX, ObjectKey, ObjectVersion, is_hidden};
 use telecine_domain::store::Validation;
 use telecine_domain::time::Timestamp;
 
@@ -14,7 +14,6 @@ use crate::error::{Action, StoreError, StoreErrorClass};
 use crate::folder::FolderStore;
 use crate::objects::ObjectsStore;
 use crate::validate::validate_opened;
-use crate::{HIDDEN_PREFIX, is_hidden};
 
 /// An opened store. Clones share connections and descriptors.
 #[derive(Clone, Debug)]
@@ -200,7 +199,7 @@ impl OpenedStore {
     fn usable(&self, action: Action, key: &ObjectKey) -> Result<(), StoreError> {
         let problem = if key.is_folder() {
             "the key ends with `/`, which names a folder and not an object".to_owned()
-        } else if is_hidden(key.as_str()) {
+        } else if is_hidden(key) {
             format!("names that begin with `{HIDDEN_PREFIX}` are kept for Telecine's own files")
         } else {
             return Ok(());

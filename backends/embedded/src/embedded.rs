@@ -94,8 +94,6 @@ pub struct Embedded {
     pub system: OpenedStore,
     background: TaskTracker,
     ending: CancellationToken,
-    // Dropped after the table, whose writer ends with it.
-    _lock: FolderLock,
 }
 
 impl Embedded {
@@ -109,7 +107,7 @@ impl Embedded {
         let lock = FolderLock::take(&folder)?;
         let database = folder.join(DATABASE);
         let keys = Arc::new(FileKeys::open(&folder.join(KEY_FILE), !database.exists())?);
-        let table = Arc::new(SqliteTable::open(&database, clock)?);
+        let table = Arc::new(SqliteTable::open(&database, clock, Some(lock))?);
         let system = folder_inside(&folder, SYSTEM_FOLDER)?;
         let provider = Provider::Local { folder: system.to_string_lossy().into_owned() };
         let system = telecine_stores::open(&provider, &StoreSecret::None)?;
@@ -122,7 +120,7 @@ impl Embedded {
         background.spawn(Arc::clone(&instances).supervise(ending.clone()));
         background.close();
         let queue = Arc::new(EmbeddedQueue::default());
-        Ok(Self { table, queue, keys, instances, system, background, ending, _lock: lock })
+        Ok(Self { table, queue, keys, instances, system, background, ending })
     }
 
     /// One of each port.
@@ -142,6 +140,12 @@ impl Embedded {
     pub async fn close(&self) {
         self.ending.cancel();
         self.background.wait().await;
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.ending.cancel();
     }
 }
 

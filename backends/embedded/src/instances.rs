@@ -118,7 +118,8 @@ impl LocalInstances {
         let failed = |source| LocalInstancesError { folder: folder.clone(), source };
         let records = record::read_all(&folder).map_err(failed)?;
         let now = Instant::now();
-        let agents = records.into_iter().map(|record| {
+        let known: BTreeSet<PoolName> = pools.iter().map(|pool| pool.name.clone()).collect();
+        let agents = records.into_iter().map(|mut record| {
             let config = config_path(&folder, record.instance);
             let process = match &record.started {
                 Some(started) => Process::adopt(started),
@@ -127,6 +128,10 @@ impl LocalInstances {
             };
             let instance = record.instance;
             tracing::info!(%instance, pool = %record.pool, adopted = process.is_some(), "instance found again");
+            if !known.contains(&record.pool) && record.wanted == Wanted::Running {
+                tracing::warn!(%instance, pool = %record.pool, "there is no such pool any more; its instance is retired");
+                record.wanted = Wanted::Retired;
+            }
             (instance, Agent { record, process, failures: 0, started: None, not_before: now, kill_at: None })
         });
         let agents = Mutex::new(agents.collect());

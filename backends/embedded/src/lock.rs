@@ -35,7 +35,7 @@ pub enum LockError {
 /// Held for as long as this value lives; the system lets it go when the process ends, however it ends.
 #[derive(Debug)]
 pub struct FolderLock {
-    _file: File,
+    file: File,
 }
 
 impl FolderLock {
@@ -62,7 +62,17 @@ impl FolderLock {
             writeln!(file, "{}", std::process::id())
         };
         write(&mut file).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for FolderLock {
+    /// Said aloud, because closing is not enough: a process that is just being started has a copy of the descriptor
+    /// until it runs its own program.
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the lock of the data folder is let go when this process ends");
+        }
     }
 }
 
@@ -88,7 +98,9 @@ mod tests {
         let error = FolderLock::take(folder.path()).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
+        let copy = first.file.try_clone().unwrap();
         drop(first);
-        FolderLock::take(folder.path()).unwrap();
+        FolderLock::take(folder.path()).expect("a copy of the descriptor holds nothing");
+        drop(copy);
     }
 }

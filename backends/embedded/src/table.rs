@@ -17,6 +17,8 @@ use telecine_core::ports::Clock;
 use telecine_core::ports::table::{Key, Page, Query, Row, Table, TableError, Write};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::lock::FolderLock;
+
 pub use schema::SchemaError;
 use write::Request;
 
@@ -28,7 +30,9 @@ const SWEEP_BATCH: usize = 500;
 /// A `Table` on an SQLite file. Cloning is not needed: share it in an `Arc`. Dropping it ends the writer after what
 /// is queued.
 pub struct SqliteTable {
-    requests: mpsc::Sender<Request>,
+    /// `None` only while it is dropped.
+    requests: Option<mpsc::Sender<Request>>,
+    writer: Option<std::thread::JoinHandle<()>>,
     readers: Arc<read::Readers>,
     clock: Clock,
     revision: watch::Receiver<u64>,
@@ -37,11 +41,12 @@ pub struct SqliteTable {
 }
 
 impl SqliteTable {
-    /// Opens the file, makes or migrates its schema and starts the writer. One process at a time: see `FolderLock`.
+    /// Opens the file, makes or migrates its schema and starts the writer. One process at a time: give the folder's
+    /// lock, which is held until the writer has ended.
     ///
     /// # Errors
     /// When the file cannot be opened, is no such database, or was written by a newer version.
-    pub fn open(file: &Path, clock: Clock) -> Result<Self, SchemaError> {
+    pub fn open(file: &Path, clock: Clock, lock: Option<FolderLock>) -> Result<Self, SchemaError> {
         let connection = schema::open_for_writing(file)?;
         let readers = Arc::new(read::Readers::open(file)?);
         let (requests, inbox) = mpsc::channel(QUEUED_REQUESTS);
@@ -54,13 +59,15 @@ impl SqliteTable {
             commits,
             file: file.to_owned(),
             broken: None,
+            _lock: lock,
         };
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("telecine-table".to_owned())
             .spawn(move || writer.run(inbox))
             .map_err(|error| SchemaError::Thread { problem: error.to_string() })?;
         Ok(Self {
-            requests,
+            requests: Some(requests),
+            writer: Some(writer),
             readers,
             clock,
             revision: seen_revision,
@@ -101,7 +108,8 @@ impl SqliteTable {
 
     async fn send(&self, request: Request) -> Result<(), TableError> {
         // Nothing was written: the request never reached the writer.
-        self.requests
+        let requests = self.requests.as_ref().expect("present until it is dropped");
+        requests
             .send(request)
             .await
             .map_err(|_| TableError::Unavailable(format!("the writer of {} has ended", self.file.display())))
@@ -109,6 +117,18 @@ impl SqliteTable {
 
     fn writer_ended(&self) -> TableError {
         TableError::Unknown(format!("the writer of {} ended before it answered", self.file.display()))
+    }
+}
+
+impl Drop for SqliteTable {
+    /// Waits for the writer, which answers what is queued: a commit or two.
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!(file = %self.file.display(), "the writer of the database died");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use telecine_domain::composition::Composition;
 use telecine_domain::id::{FactoryId, RegionName, SlotName, StoreId};
 use telecine_domain::job::{JobSpec, PinnedEngine, PinnedInput};
+use telecine_domain::location::Location;
 use telecine_domain::resources::Resources;
 use telecine_domain::store::{Permission, Store};
 
@@ -141,17 +142,18 @@ async fn stores_of(
     problems: &mut Vec<Problem>,
 ) -> Result<BTreeMap<StoreId, Arc<Store>>, LookupError> {
     let mut stores = BTreeMap::new();
-    let sides = [("inputs", &composition.inputs), ("outputs", &composition.outputs)];
-    for (side, slot, location) in
-        sides.iter().flat_map(|(side, slots)| slots.iter().map(move |(slot, at)| (side, slot, at)))
-    {
+    let side = |name: &'static str, slots: &BTreeMap<SlotName, Location>| {
+        slots.iter().map(|(slot, location)| (name, slot.clone(), location.clone())).collect::<Vec<_>>()
+    };
+    let locations = [side("inputs", &composition.inputs), side("outputs", &composition.outputs)].concat();
+    for (side, slot, location) in locations {
         let pointer = child(&child(&child(at, side), slot.as_str()), "store");
         let Some(store) = catalog.store(&location.store.to_string()).await? else {
             problems.push(no_store(pointer, &location.store.to_string()));
             continue;
         };
         let refused = |validation: &telecine_domain::store::Validation| !validation.allows(Permission::Write);
-        if *side == "outputs" && store.validation.as_ref().is_some_and(refused) {
+        if side == "outputs" && store.validation.as_ref().is_some_and(refused) {
             let message = format!(
                 "store {} cannot be written, `validate` found; mend its access and validate it again",
                 store.name

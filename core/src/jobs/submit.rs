@@ -172,7 +172,10 @@ pub async fn submit_many(
     let ids = ids_of(account, bodies.len(), key.zip(claim.as_ref()), now);
     let catalog = Catalog::new(backend, account, now);
     let came_back = claim.is_some_and(|claim| claim.first_seen != now);
-    let prepared = ids.into_iter().zip(bodies).map(|(id, body)| prepare(&catalog, id, body, came_back));
+    let mut prepared = Vec::with_capacity(bodies.len());
+    for (id, body) in ids.into_iter().zip(bodies) {
+        prepared.push(prepare(&catalog, id, body, came_back));
+    }
     let prepared: Vec<Prepared> = stream::iter(prepared).buffered(AT_ONCE).collect().await;
     let results = record_all(backend, prepared).await;
     let complete = !results.iter().any(|result| matches!(result, Err(Refusal::Unavailable(_))));

@@ -6,7 +6,7 @@ use crate::attempt::AttemptId;
 use crate::id::InstanceId;
 use crate::instance::{InstanceProfile, InstanceState};
 use crate::placement::Candidate;
-use crate::resources::Resources;
+use crate::resources::{ResourceKind, Resources};
 use crate::time::Timestamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,10 +113,19 @@ impl Fleet {
         }
     }
 
-    pub(super) fn release(&mut self, id: InstanceId, resources: &Resources) {
+    pub(super) fn allocate_exactly(&mut self, id: InstanceId, allocated: Resources) {
         if let Some(slot) = self.slots.get_mut(&id) {
-            slot.allocated = slot.allocated.checked_sub(resources).expect("released only what was allocated");
+            slot.allocated = allocated;
         }
+    }
+
+    /// Takes back what was allocated; `false` when the ledger cannot tell, since it stands at the largest number.
+    pub(super) fn release(&mut self, id: InstanceId, resources: &Resources) -> bool {
+        let Some(slot) = self.slots.get_mut(&id) else { return true };
+        let is_full = ResourceKind::ALL.iter().any(|&kind| slot.allocated.amount(kind) == u64::MAX);
+        let left = slot.allocated.checked_sub(resources).filter(|_| !is_full);
+        slot.allocated = left.unwrap_or(slot.allocated);
+        left.is_some()
     }
 
     /// The attempt is known, or over: it is no unknown one any more. Names the instances of which it was the last.

@@ -169,7 +169,7 @@ impl Region {
         }
     }
 
-    fn allocated_on(&self, instance: InstanceId) -> Resources {
+    pub(super) fn allocated_on(&self, instance: InstanceId) -> Resources {
         let live = self.live.values().map(|live| (live.attempt.instance, live.attempt.resources));
         let in_flight = self.in_flight.values().map(|flight| (flight.instance, flight.resources));
         live.chain(in_flight)

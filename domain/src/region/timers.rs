@@ -51,13 +51,13 @@ impl Timers {
         }
     }
 
-    /// Takes out the first timer that is due.
-    pub(super) fn pop_due(&mut self, now: Timestamp) -> Option<Timer> {
-        let &(at, timer) = self.order.first()?;
-        (at <= now).then(|| {
-            self.cancel(timer);
-            timer
-        })
+    /// Takes out every timer that is due, the earliest first. Those set again meanwhile wait for the next time, even
+    /// if they are due at once: that always ends.
+    pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
+        let due: Vec<Timer> =
+            self.order.iter().take_while(|(at, _)| *at <= now).map(|&(_, timer)| timer).collect();
+        due.iter().for_each(|&timer| self.cancel(timer));
+        due
     }
 
     pub(super) fn first(&self) -> Option<Timestamp> {
@@ -78,10 +78,9 @@ mod tests {
         timers.set(Timer::Pause(job(2)), at(20));
         timers.set(Timer::Pause(job(1)), at(10));
         assert_eq!(timers.first(), Some(at(10)));
-        assert_eq!(timers.pop_due(at(9)), None);
-        assert_eq!(timers.pop_due(at(25)), Some(Timer::Pause(job(1))));
-        assert_eq!(timers.pop_due(at(25)), Some(Timer::Pause(job(2))));
-        assert_eq!(timers.pop_due(at(25)), None);
+        assert_eq!(timers.take_due(at(9)), []);
+        assert_eq!(timers.take_due(at(25)), [Timer::Pause(job(1)), Timer::Pause(job(2))]);
+        assert_eq!(timers.take_due(at(25)), []);
         timers.set(Timer::Pause(job(1)), at(30));
         timers.set_or_cancel(Timer::Pause(job(1)), None);
         assert_eq!(timers.first(), None);

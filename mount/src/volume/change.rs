@@ -17,6 +17,9 @@ use crate::tree::{Entries, Kind, Zone};
 /// Tries to find an unused hidden name before giving up.
 const NAMES_TRIED: u32 = 10_000;
 
+/// What the names of spill files begin with.
+pub(crate) const SPILL_PREFIX: &str = "spill-";
+
 /// What `setattr` asks for; absent means unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted {
@@ -236,7 +239,7 @@ impl Volume {
         let plan = &self.outputs[output].plan;
         let Backing::Folder { dir } = &plan.backing else {
             let number = self.next_file.fetch_add(1, Ordering::Relaxed);
-            let path = self.spill.join(format!("spill-{}-{number}", std::process::id()));
+            let path = self.spill.join(format!("{SPILL_PREFIX}{number}"));
             return OutputFile::create(Place::Spill { path, budget: self.budget.clone() });
         };
         for _ in 0..NAMES_TRIED {

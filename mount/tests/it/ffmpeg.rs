@@ -81,7 +81,7 @@ fn every_container_comes_out_as_on_a_local_disk() {
     near.input("source.mp4", &bytes).folder_output();
     let mut far = Bench::new();
     far.plan.inputs.push(s3.input("source.mp4", &bytes));
-    far.output("main", s3.backing.clone(), OutputTarget::Folder { prefix: "out".into() });
+    far.output("main", s3.backing, OutputTarget::Folder { prefix: "out".into() });
     for mounted in [near.mount(&runtime), far.mount(&runtime)] {
         let folder = mounted.at("outputs/main");
         for (name, arguments) in OUTPUTS {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use telecine_mount::MountPath;
 
 use crate::s3::Fake;
-use crate::support::{Bench, can_mount, noise, runtime};
+use crate::support::{Bench, can_mount, eventually, noise, runtime};
 
 const EIO: Option<i32> = Some(libc::EIO);
 
@@ -65,7 +65,7 @@ fn object_inputs_read_right_in_any_order_and_are_fetched_about_once() {
     }
     let runtime = runtime();
     let s3 = Fake::start(&runtime);
-    let bytes = noise(23_000_001, 2);
+    let bytes = noise(18_000_001, 2);
     let mut bench = Bench::new();
     bench.plan.inputs = vec![s3.input("a.mov", &bytes), s3.input("empty", b""), s3.input("b.mov", &bytes)];
     let mounted = bench.mount(&runtime);
@@ -80,9 +80,12 @@ fn object_inputs_read_right_in_any_order_and_are_fetched_about_once() {
             scope.spawn(move || compare_at_random(&path, bytes, seed, 50));
         }
     });
-    let counters = mounted.session().counters();
-    assert_eq!(counters.store_bytes_read, s3.bucket.lock().unwrap().bytes_read);
-    assert_eq!(counters.store_requests, s3.bucket.lock().unwrap().reads);
+    // What was fetched ahead may still be on its way.
+    eventually(&runtime, || {
+        let counters = mounted.session().counters();
+        let bucket = s3.bucket.lock().unwrap();
+        (counters.store_bytes_read, counters.store_requests) == (bucket.bytes_read, bucket.reads)
+    });
     mounted.seal().unwrap();
 }
 
@@ -93,7 +96,7 @@ fn a_cache_far_smaller_than_the_object_is_enough() {
     }
     let runtime = runtime();
     let s3 = Fake::start(&runtime);
-    let bytes = noise(40_000_000, 3);
+    let bytes = noise(12_000_000, 3);
     let mut bench = Bench::new();
     bench.plan.cache_bytes = 1;
     bench.plan.inputs = (0..4).map(|n| s3.input(&format!("{n}.mov"), &bytes)).collect();
@@ -113,7 +116,7 @@ fn the_index_at_the_end_costs_little() {
     }
     let runtime = runtime();
     let s3 = Fake::start(&runtime);
-    let bytes = noise(60_000_000, 4);
+    let bytes = noise(20_000_000, 4);
     let mut bench = Bench::new();
     bench.plan.inputs = vec![s3.input("a.mp4", &bytes)];
     let mounted = bench.mount(&runtime);
@@ -121,8 +124,8 @@ fn the_index_at_the_end_costs_little() {
     let mut head = [0; 32_768];
     file.read_exact_at(&mut head, 0).unwrap();
     let mut tail = vec![0; 265_000];
-    file.read_exact_at(&mut tail, 59_735_000).unwrap();
-    assert!(tail == bytes[59_735_000..]);
+    file.read_exact_at(&mut tail, 19_735_000).unwrap();
+    assert!(tail == bytes[19_735_000..]);
     let fetched = s3.bucket.lock().unwrap().bytes_read;
     assert!(fetched < 2 << 20, "{fetched} bytes for a header and an index");
 }
@@ -179,7 +182,7 @@ fn another_version_of_an_object_is_an_error_that_names_both() {
     for ignore_conditions in [false, true] {
         let runtime = runtime();
         let s3 = Fake::start(&runtime);
-        let (old, new) = (noise(30_000_000, 7), noise(30_000_000, 8));
+        let (old, new) = (noise(8_000_000, 7), noise(8_000_000, 8));
         let mut bench = Bench::new();
         bench.plan.inputs = vec![s3.input("a", &old)];
         let mounted = bench.mount(&runtime);

@@ -3,6 +3,7 @@
 
 mod ffmpeg;
 mod inputs;
+mod liveness;
 mod model;
 mod outputs;
 mod s3;

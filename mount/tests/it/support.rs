@@ -47,6 +47,17 @@ pub fn open_folder(path: &Path) -> Arc<Dir> {
     Arc::new(Dir::open_ambient_dir(path, cap_std::ambient_authority()).unwrap())
 }
 
+/// Waits up to 20 s until `holds` does.
+pub fn eventually(runtime: &Runtime, holds: impl Fn() -> bool) {
+    for _ in 0..400 {
+        if holds() {
+            return;
+        }
+        runtime.block_on(async { tokio::time::sleep(std::time::Duration::from_millis(50)).await });
+    }
+    panic!("it never came to hold");
+}
+
 /// Bytes that compress badly and tell their place.
 pub fn noise(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

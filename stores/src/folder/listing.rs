@@ -9,11 +9,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use cap_std::fs::{Dir, DirEntry, Metadata, MetadataExt};
-use telecine_domain::location::{MAX_KEY_BYTES, ObjectKey};
+use telecine_domain::location::{HIDDEN_PREFIX, MAX_KEY_BYTES, ObjectKey};
 use telecine_domain::time::Timestamp;
 
 use super::version_of;
-use crate::{HIDDEN_PREFIX, ObjectEntry};
+use crate::ObjectEntry;
 
 struct Walk<'a> {
     root: &'a Dir,

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::AgentCommand;
 
+/// A log larger than this is put aside at the next start.
+const MOST_LOG_BYTES: u64 = 64 * 1024 * 1024;
+
 /// What tells a process from every other, before and after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +38,7 @@ pub(super) struct Process {
 impl Process {
     /// Starts an agent; its output goes to `agent.log` in its folder.
     pub(super) fn start(command: &AgentCommand, config: &Path, folder: &Path) -> io::Result<Self> {
+        keep_log_small(&folder.join("agent.log"))?;
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("agent.log"))?;
         let mut start = Command::new(&command.program);
         start
@@ -119,6 +123,14 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => tracing::error!(pid = self.started.pid, %error, "an agent could not be signalled"),
         }
+    }
+}
+
+/// The log of the runs before is kept once when it has grown large; a running agent's file is never touched.
+fn keep_log_small(log: &Path) -> io::Result<()> {
+    match std::fs::metadata(log) {
+        Ok(meta) if meta.len() > MOST_LOG_BYTES => std::fs::rename(log, log.with_extension("log.1")),
+        _ => Ok(()),
     }
 }
 

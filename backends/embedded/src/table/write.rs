@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::read::millis;
 use super::unavailable;
+use crate::lock::FolderLock;
 
 /// Requests that share a commit, at most.
 const MOST_IN_COMMIT: usize = 512;
@@ -148,6 +149,8 @@ pub(super) struct Writer {
     pub(super) file: PathBuf,
     /// Set when the disk failed to keep what it was given: nothing more is promised until the file is opened again.
     pub(super) broken: Option<String>,
+    /// Let go when the writer ends and not before.
+    pub(super) _lock: Option<FolderLock>,
 }
 
 /// A batch that did not come to a commit, and whether that is certain.

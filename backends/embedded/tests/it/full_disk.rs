@@ -4,8 +4,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bytes::Bytes;
 use telecine_core::ports::table::{Key, Table, TableError};
+use telecine_domain::store::Provider;
 use telecine_embedded::SqliteTable;
+use telecine_stores::{StoreErrorClass, StoreSecret};
 
 use crate::{clock, new_row};
 
@@ -45,7 +48,7 @@ async fn nothing_acknowledged_is_lost_on_a_full_disk() {
         return;
     };
     let file = folder.path().join("t.db");
-    let table = SqliteTable::open(&file, clock()).unwrap();
+    let table = SqliteTable::open(&file, clock(), None).unwrap();
     let ballast = folder.path().join("ballast");
     let mut acknowledged = Vec::new();
     for round in 0..3 {
@@ -81,11 +84,34 @@ async fn nothing_acknowledged_is_lost_on_a_full_disk() {
         acknowledged.push(sort);
     }
     drop(table);
-    let table = SqliteTable::open(&file, clock()).unwrap();
+    let table = SqliteTable::open(&file, clock(), None).unwrap();
     for sort in &acknowledged {
         assert!(
             table.get(&Key::new("p", sort)).await.unwrap().is_some(),
             "{sort} is lost after opening again"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::print_stderr)]
+async fn a_store_on_a_full_disk_keeps_what_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(folder.path()) else {
+        eprintln!("skipped: this machine does not let us mount a tmpfs (root is needed)");
+        return;
+    };
+    let provider = Provider::Local { folder: folder.path().to_str().unwrap().to_owned() };
+    let store = telecine_stores::open(&provider, &StoreSecret::None).unwrap();
+    let key = "a.mov".parse().unwrap();
+    store.put(&key, Bytes::from_static(b"before")).await.unwrap();
+    let ballast = folder.path().join("ballast");
+    fill(&ballast);
+    let error = store.put(&key, Bytes::from(vec![1; 512 * 1024])).await.unwrap_err();
+    assert_eq!(error.class, StoreErrorClass::NoSpace, "{error}");
+    assert!(error.to_string().contains("free space"), "{error}");
+    assert_eq!(store.read_all(&key, 10).await.unwrap(), "before");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing half-written stays");
+    std::fs::remove_file(&ballast).unwrap();
+    store.put(&key, Bytes::from(vec![1; 512 * 1024])).await.unwrap();
 }

@@ -206,3 +206,18 @@ async fn a_start_that_fails_is_tried_again() {
     until("it ends", async || !is_alive(pid)).await;
     embedded.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_of_a_pool_that_is_gone_is_retired() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Embedded::open(config(folder.path(), GOOD, 0, LONG)).await.unwrap();
+    first.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&first, folder.path()).await;
+    first.close().await;
+    drop(first);
+    let without = EmbeddedConfig { pools: Vec::new(), ..config(folder.path(), GOOD, 0, LONG) };
+    let second = Embedded::open(without).await.unwrap();
+    until("it ends", async || !is_alive(pid)).await;
+    until("its folder goes", async || !folder_of(folder.path(), instance).exists()).await;
+    second.close().await;
+}

@@ -40,7 +40,7 @@ async fn rows_of(table: &SqliteTable, writer: u64) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_process_that_is_killed() {
     let Ok(file) = std::env::var(FILE) else { return };
-    let table = std::sync::Arc::new(SqliteTable::open(Path::new(&file), clock()).unwrap());
+    let table = std::sync::Arc::new(SqliteTable::open(Path::new(&file), clock(), None).unwrap());
     let writers = (0..WRITERS).map(|writer| {
         let table = std::sync::Arc::clone(&table);
         tokio::spawn(async move {
@@ -113,7 +113,7 @@ async fn every_acknowledged_write_survives_a_kill() {
             let highest = last.entry(writer).or_default();
             *highest = number.max(*highest);
         }
-        let table = SqliteTable::open(&file, clock()).unwrap();
+        let table = SqliteTable::open(&file, clock(), None).unwrap();
         for (&writer, &number) in &last {
             let rows = rows_of(&table, writer).await;
             assert!(rows.iter().copied().eq(0..rows.len() as u64), "round {at}: a hole in writer {writer}");
@@ -131,7 +131,7 @@ async fn every_acknowledged_write_survives_a_kill() {
 async fn a_log_that_lost_its_end_gives_whole_transactions() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("t.db");
-    let table = SqliteTable::open(&file, clock()).unwrap();
+    let table = SqliteTable::open(&file, clock(), None).unwrap();
     for n in 0..40 {
         let mut writes = new_row("a", &format!("{n:04}"), &"x".repeat(3000));
         writes.extend(new_row("b", &format!("{n:04}"), "y"));
@@ -149,7 +149,7 @@ async fn a_log_that_lost_its_end_gives_whole_transactions() {
             torn.extend(std::iter::repeat_n(0xa5, 2500));
         }
         std::fs::write(copy.with_extension("db-wal"), torn).unwrap();
-        let table = SqliteTable::open(&copy, clock()).unwrap();
+        let table = SqliteTable::open(&copy, clock(), None).unwrap();
         let mut rows = 0;
         while table.get(&Key::new("a", format!("{rows:04}"))).await.unwrap().is_some() {
             assert!(

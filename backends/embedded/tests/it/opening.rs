@@ -60,12 +60,12 @@ async fn a_lost_key_is_not_silently_replaced() {
     let folder = tempfile::tempdir().unwrap();
     drop(Embedded::open(config(folder.path())).await.unwrap());
     std::fs::remove_file(folder.path().join("master.key")).unwrap();
-    // The first one's background work ends with its last look at the cancellation.
     let error = open_soon(folder.path()).await;
     assert!(matches!(error, EmbeddedError::KeyFile(KeyFileError::Missing { .. })), "{error}");
     assert!(error.to_string().contains("backup"), "{error}");
 }
 
+/// A value that was dropped and not closed ends in the background; until then the folder is in use.
 async fn open_soon(folder: &Path) -> EmbeddedError {
     loop {
         match Embedded::open(config(folder)).await.err().unwrap() {

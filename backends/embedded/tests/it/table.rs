@@ -29,7 +29,7 @@ async fn the_contract_is_kept() {
     let count = AtomicU64::new(0);
     table_contract(async |clock| {
         let file = folder.path().join(format!("{}.db", count.fetch_add(1, Ordering::Relaxed)));
-        Arc::new(SqliteTable::open(&file, clock).unwrap()) as Arc<dyn Table>
+        Arc::new(SqliteTable::open(&file, clock, None).unwrap()) as Arc<dyn Table>
     })
     .await;
 }
@@ -37,7 +37,7 @@ async fn the_contract_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_that_come_together_share_a_commit() {
     let folder = tempfile::tempdir().unwrap();
-    let table = Arc::new(SqliteTable::open(&folder.path().join("t.db"), clock()).unwrap());
+    let table = Arc::new(SqliteTable::open(&folder.path().join("t.db"), clock(), None).unwrap());
     let writers = (0..64).map(|writer| {
         let table = Arc::clone(&table);
         tokio::spawn(async move {
@@ -57,7 +57,7 @@ async fn writes_that_come_together_share_a_commit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_refusal_does_not_touch_the_others_of_its_commit() {
     let folder = tempfile::tempdir().unwrap();
-    let table = Arc::new(SqliteTable::open(&folder.path().join("t.db"), clock()).unwrap());
+    let table = Arc::new(SqliteTable::open(&folder.path().join("t.db"), clock(), None).unwrap());
     table.transact(new_row("p", "taken", "first")).await.unwrap();
     let half_refused = (0..100).map(|n| {
         let mut writes = new_row("p", &format!("{n:03}"), "x");
@@ -82,7 +82,7 @@ async fn expired_rows_give_their_space_back() {
     let folder = tempfile::tempdir().unwrap();
     let hand = HandClock::at(Timestamp::from_millis(1_000_000));
     let file = folder.path().join("t.db");
-    let table = SqliteTable::open(&file, hand.clock()).unwrap();
+    let table = SqliteTable::open(&file, hand.clock(), None).unwrap();
     for part in 0..15 {
         let writes = (0..100).map(|n| {
             let mut row = Row::new(Key::new("p", format!("{part}-{n}")), 1, serde_json::json!("x"));
@@ -101,12 +101,12 @@ async fn expired_rows_give_their_space_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_a_whole_database() {
     let folder = tempfile::tempdir().unwrap();
-    let table = SqliteTable::open(&folder.path().join("t.db"), clock()).unwrap();
+    let table = SqliteTable::open(&folder.path().join("t.db"), clock(), None).unwrap();
     table.transact(new_row("p", "a", "x")).await.unwrap();
     let copy = folder.path().join("copy.db");
     table.back_up(&copy).await.unwrap();
     assert!(matches!(table.back_up(&copy).await, Err(TableError::Invalid(_))));
-    let restored = SqliteTable::open(&copy, clock()).unwrap();
+    let restored = SqliteTable::open(&copy, clock(), None).unwrap();
     assert_eq!(restored.query(all("p")).await.unwrap(), table.query(all("p")).await.unwrap());
     restored.transact(new_row("p", "b", "x")).await.unwrap();
 }
