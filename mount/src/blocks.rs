@@ -296,3 +296,111 @@ fn slice_from(bytes: &Bytes, start: u64, range: Range<u64>) -> Bytes {
     let to = ((range.end - start) as usize).min(bytes.len());
     bytes.slice(from..to)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+    use object_store::{ObjectStore, ObjectStoreExt};
+
+    use super::*;
+    use crate::counters::CounterCells;
+    use crate::readahead::Streams;
+
+    const SIZE: usize = 3_000_001;
+
+    fn byte(at: usize) -> u8 {
+        (at.wrapping_mul(2_654_435_761) >> 13) as u8
+    }
+
+    async fn object(longest_window: u64) -> Arc<Object> {
+        let store = Arc::new(InMemory::new());
+        let path = Path::from("a");
+        let content: Vec<u8> = (0..SIZE).map(byte).collect();
+        let etag = store.put(&path, content.into()).await.unwrap().e_tag.unwrap();
+        Arc::new(Object {
+            index: 0,
+            key: "a".into(),
+            etag,
+            size: SIZE as u64,
+            store: store as Arc<dyn ObjectStore>,
+            path,
+            counters: Arc::new(CounterCells::default()),
+            retry_budget: Duration::from_secs(1),
+            stall: Duration::from_secs(1),
+            streams: Mutex::new(Streams::new(SIZE as u64, longest_window)),
+        })
+    }
+
+    fn map(limit: u64) -> Arc<BlockMap> {
+        Arc::new(BlockMap::new(1, limit, GRAIN, 4, Handle::current()))
+    }
+
+    async fn read(map: &Arc<BlockMap>, object: &Arc<Object>, range: Range<u64>) -> Bytes {
+        match map.try_read(object, range.clone()) {
+            Some(bytes) => bytes,
+            None => map.read(object, range).await.unwrap(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_readers_get_the_right_bytes_within_the_bound() {
+        let object = object(4 * GRAIN).await;
+        let map = map(0);
+        let limit = map.limit;
+        let readers = (0..16_u64).map(|reader| {
+            let (map, object) = (map.clone(), object.clone());
+            tokio::spawn(async move {
+                for step in 0..60_u64 {
+                    let random = (reader * 1_000_003 + step * 7_919_999) % SIZE as u64;
+                    let from = if reader % 2 == 0 { random } else { step * 50_000 % SIZE as u64 };
+                    let to = (from + 1 + random % 200_000).min(SIZE as u64);
+                    let bytes = read(&map, &object, from..to).await;
+                    let expected = from as usize..to as usize;
+                    assert!(bytes.iter().copied().eq(expected.map(byte)), "{from}..{to}");
+                    let used = map.lock().used;
+                    assert!(used <= limit, "{used} bytes in use, {limit} allowed");
+                }
+            })
+        });
+        for reader in futures::future::join_all(readers).await {
+            reader.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn readers_of_the_same_bytes_share_one_request() {
+        let object = object(0).await;
+        let map = map(64 * GRAIN);
+        let readers = (0..10).map(|_| read(&map, &object, 190_000..220_000));
+        futures::future::join_all(readers).await;
+        assert_eq!(object.counters.snapshot().store_requests, 2, "30,000 bytes across one block boundary");
+        assert_eq!(object.counters.snapshot().store_bytes_read, 2 * GRAIN);
+    }
+
+    #[tokio::test]
+    async fn closing_fails_waiting_and_later_readers_at_once() {
+        let object = object(0).await;
+        let map = map(0);
+        map.close();
+        let error = map.read(&object, 0..10).await.unwrap_err();
+        assert!(matches!(*error, FetchError::Closing));
+        assert_eq!(map.lock().used, 0, "what failed leaves no room taken");
+    }
+
+    #[test]
+    fn what_is_missing_is_cut_at_blocks_and_around_what_is_there() {
+        let mut state = State { objects: vec![BTreeMap::new()], ..State::default() };
+        let here =
+            |length: u64| Extent { length, used_at: 0, was_read: true, slot: Slot::Here(Bytes::new()) };
+        state.objects[0].insert(10, here(10));
+        state.objects[0].insert(30, here(5));
+        let missing = |range: Range<u64>| state.missing(0, &range, 32);
+        assert_eq!(missing(0..70), [0..10, 20..30, 35..64, 64..70]);
+        assert_eq!(missing(12..18), []);
+        assert_eq!(missing(15..22), vec![20..22]);
+        assert_eq!(missing(40..50), vec![40..50]);
+    }
+}
