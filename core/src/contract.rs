@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use telecine_domain::id::{InstanceId, PoolName};
+use telecine_domain::location::Location;
+use telecine_domain::store::Store;
 use telecine_domain::time::Timestamp;
 
 use crate::ports::Clock;
+use crate::ports::credentials::{Credentials, Grants};
 use crate::ports::instances::{Instances, InstancesError};
 use crate::ports::keys::{Keys, KeysError};
 
@@ -70,6 +73,28 @@ pub async fn keys_contract(make: impl AsyncFn() -> Arc<dyn Keys>) {
     }
     let empty = keys.seal("store:one", b"").await.expect("seals nothing at all");
     assert!(keys.open("store:one", &empty).await.expect("opens").is_empty());
+}
+
+/// Rights to a store that was registered with `secret`; `unknown` is one that was not. `make` gives the port and both.
+pub async fn credentials_contract(
+    make: impl AsyncFn() -> (Arc<dyn Credentials>, Store, Store),
+    secret: &str,
+) {
+    let (credentials, store, unknown) = make().await;
+    let now = Timestamp::from_millis(1_795_359_845_120);
+    let life = Duration::from_secs(900);
+    let key = "in/clip.mov".parse().expect("a key");
+    let grants = Grants { read: vec![Location { store: store.id, key }], write: Vec::new() };
+    for grants in [grants, Grants::whole()] {
+        let minted =
+            credentials.mint(&store, &grants, life, now).await.expect("a right to a store that is there");
+        assert!(!format!("{minted:?}").contains(secret), "its Debug shows the secret");
+        assert!(minted.expires_at.is_none_or(|at| at > now), "it has ended before it began");
+        assert!(minted.expires_at.is_some() || !minted.narrowed, "a narrowed right ends one day");
+    }
+    let error = credentials.mint(&unknown, &Grants::whole(), life, now).await.expect_err("no such store");
+    assert_eq!(error.store, unknown.name, "the error names the store");
+    assert!(!error.to_string().contains(secret), "the error shows the secret");
 }
 
 /// What holds for every provider of instances, whatever its pools are.

@@ -185,6 +185,21 @@ pub async fn complete(
     .await
 }
 
+/// Gives up a claim that has no answer, because the request was refused before anything was made: the key is free for
+/// the mended request.
+///
+/// # Errors
+/// When the records are out of reach. The claim stands then.
+pub async fn abandon(backend: &Backend, account: AccountId, key: &IdempotencyKey) -> Result<(), RecordError> {
+    let found = read(backend, account, key).await?;
+    let Some(found) = found.filter(|found| found.value.answer == Answer::NotYet) else { return Ok(()) };
+    let place = layout::idempotency(account, &key.0);
+    let write = Write::Delete { key: place, condition: Condition::Version(found.version) };
+    // Gone, or answered by somebody else meanwhile: either way it is not ours to give up any more.
+    record::settle(backend.table.as_ref(), vec![write], || async { Ok(true) }).await?;
+    Ok(())
+}
+
 async fn read(
     backend: &Backend,
     account: AccountId,
@@ -251,9 +266,14 @@ mod tests {
         complete(&backend, ACCOUNT, &key, &json!("late")).await.unwrap();
         let found = find(&backend, ACCOUNT, &key, "print").await.unwrap().unwrap();
         assert_eq!(found.answer, Some(long));
+        abandon(&backend, ACCOUNT, &key).await.unwrap();
         let other = find(&backend, ACCOUNT, &key, "another").await;
         assert!(matches!(other, Err(IdempotencyError::KeyReused)));
         clock.advance(LIFE);
         assert_eq!(find(&backend, ACCOUNT, &key, "another").await.unwrap(), None);
+        begin(&backend, ACCOUNT, &key, "refused", clock.now()).await.unwrap();
+        abandon(&backend, ACCOUNT, &key).await.unwrap();
+        let mended = begin(&backend, ACCOUNT, &key, "mended", clock.now()).await.unwrap();
+        assert_eq!(mended.answer, None, "a key that was given up is free");
     }
 }

@@ -32,6 +32,8 @@ pub mod problem;
 mod produced;
 pub mod record;
 pub mod recorder;
+#[cfg(test)]
+mod registry_tests;
 pub mod stores;
 pub mod sweep;
 pub mod system_store;
@@ -54,7 +56,6 @@ mod tests {
 
     /// Callers spawn the use cases on a runtime of many threads. Never called: that it compiles is the test.
     #[expect(dead_code, reason = "that it compiles is the test")]
-    #[expect(clippy::large_futures, reason = "nothing is awaited")]
     fn use_cases_can_be_spawned(
         backend: &Backend,
         (account, job, store): (AccountId, JobId, StoreId),

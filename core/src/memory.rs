@@ -92,6 +92,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn stored_credentials_keep_the_contract() {
+        const SECRET: &str = "the-secret-key-itself";
+        let make = async || {
+            let clock = contract::HandClock::at(Timestamp::from_millis(1_000_000));
+            let (backend, _) = crate::Backend::memory(clock.clock());
+            let provider = serde_json::json!({"provider": "s3", "bucket": "masters"});
+            let secret = serde_json::json!({"s3_keys": {"access_key_id": "id", "secret_access_key": SECRET}});
+            let new = crate::stores::NewStore {
+                name: "masters".to_owned(),
+                provider: serde_json::from_value(provider).unwrap(),
+                region: "local".parse().unwrap(),
+                secret: serde_json::from_value(secret).unwrap(),
+            };
+            let account = telecine_domain::id::AccountId::new(clock.now(), 1);
+            let store = crate::stores::create(&backend, account, new, clock.now()).await.unwrap();
+            let id = telecine_domain::id::StoreId::new(clock.now(), 7);
+            let unknown = Store { id, name: "unknown".to_owned(), ..store.clone() };
+            (backend.credentials, store, unknown)
+        };
+        contract::credentials_contract(make, SECRET).await;
+    }
+
+    #[tokio::test]
     async fn no_instances_keeps_the_contract() {
         contract::instances_contract(async || Arc::new(NoInstances) as _).await;
     }

@@ -42,6 +42,7 @@ pub enum RecordError {
 
 impl RecordError {
     /// A row that does not hold what belongs there.
+    #[expect(clippy::needless_pass_by_value, reason = "errors and texts are handed over where they arise")]
     pub(crate) fn damaged(key: &Key, problem: impl ToString) -> Self {
         Self::Damaged {
             partition: key.partition.clone(),

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use telecine_domain::id::{AccountId, RegionName, StoreId};
 use telecine_domain::store::{Provider, S3Authentication, Store};
 use telecine_domain::time::Timestamp;
-use telecine_stores::{OpenError, OpenedStore, StoreSecret};
 
 use crate::backend::Backend;
 use crate::layout;
@@ -16,6 +15,12 @@ use crate::ports::keys::{Keys, KeysError};
 use crate::ports::table::{Condition, Key, PageToken, Row, Source, Table, Write};
 use crate::problem::{self, Problem};
 use crate::record::{self, Listed, RecordError, Versioned};
+
+// Those who may depend on core and not on the stores below it (api, backends) get them here.
+pub use telecine_stores::{
+    FolderStore, ObjectEntry, ObjectRead, OpenError, OpenedStore, StoreError, StoreErrorClass, StoreSecret,
+    folder_etag, is_hidden, open as open_provider,
+};
 
 /// What is asked for when a store is registered.
 #[derive(Clone, Debug)]

@@ -361,3 +361,36 @@ async fn an_explanation_counts_who_is_ahead() {
     let explained = explained.unwrap().unwrap();
     assert_eq!((explained.job, explained.queued_ahead), (job.id, Some(1)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_changes_at_once_leave_a_history_without_gaps() {
+    let world = World::new().await;
+    let job = world.submitted("clip.mov").await;
+    for nth in [3, 7, 11] {
+        world.table.fail_transaction(nth, Fault::LostAfter);
+    }
+    let changes = (0..6u16).map(|n| {
+        let (backend, account, now) = (world.backend.clone(), world.account, world.now());
+        tokio::spawn(async move {
+            match n % 3 {
+                0 => hold(&backend, account, job.id, now).await.map(drop),
+                1 => release(&backend, account, job.id, now).await.map(drop),
+                _ => {
+                    let edit_to = JobEdit { priority: Some(n), labels: None };
+                    let edited = edit(&backend, account, job.id, edit_to, None, now).await;
+                    assert!(edited.is_ok(), "{edited:?}");
+                    Ok(())
+                }
+            }
+        })
+    });
+    for result in join_all(changes).await {
+        result.unwrap().unwrap();
+    }
+    world.check_histories().await;
+    let history = history(&world.backend, world.account, job.id, 0, 100).await.unwrap();
+    let edits = history.iter().filter(|record| record.event == Happened::Edited).count();
+    assert_eq!(edits, 2, "each edit once, whatever was not confirmed");
+    let tokens: BTreeSet<&String> = history.iter().map(|record| &record.token).collect();
+    assert_eq!(tokens.len(), history.len(), "each change by another call");
+}

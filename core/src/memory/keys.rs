@@ -11,14 +11,20 @@ use crate::ports::keys::{Keys, KeysError};
 /// Keeps secrets in memory; the sealed form says nothing about them and opens in this value only.
 #[derive(Default)]
 pub struct MemoryKeys {
-    sealed: Mutex<BTreeMap<[u8; 16], (String, Zeroizing<Vec<u8>>)>>,
+    /// By handle.
+    sealed: Mutex<BTreeMap<[u8; 16], Secret>>,
+}
+
+struct Secret {
+    context: String,
+    plain: Zeroizing<Vec<u8>>,
 }
 
 #[async_trait]
 impl Keys for MemoryKeys {
     async fn seal(&self, context: &str, plain: &[u8]) -> Result<Vec<u8>, KeysError> {
         let handle = rand::random::<u128>().to_be_bytes();
-        let secret = (context.to_owned(), Zeroizing::new(plain.to_vec()));
+        let secret = Secret { context: context.to_owned(), plain: Zeroizing::new(plain.to_vec()) };
         self.sealed.lock().unwrap_or_else(PoisonError::into_inner).insert(handle, secret);
         Ok(handle.to_vec())
     }
@@ -27,7 +33,7 @@ impl Keys for MemoryKeys {
         let handle: [u8; 16] = sealed.try_into().map_err(|_| KeysError::DoesNotOpen)?;
         let secrets = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
         match secrets.get(&handle) {
-            Some((sealed_for, plain)) if sealed_for == context => Ok(plain.clone()),
+            Some(secret) if secret.context == context => Ok(secret.plain.clone()),
             Some(_) | None => Err(KeysError::DoesNotOpen),
         }
     }
