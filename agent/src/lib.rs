@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod engine_client;
 pub mod failure;
 pub mod folder;
@@ -18,3 +19,4 @@ pub mod mounts;
 pub mod plain;
 pub mod redact;
 pub mod runtime;
+pub mod worker;

@@ -32,6 +32,7 @@ pub struct LogSpool {
     open: Vec<u8>,
     open_since: Option<Duration>,
     sequence: u64,
+    stored: u64,
     waiting: VecDeque<Chunk>,
     dropped: u64,
     tail: VecDeque<u8>,
@@ -109,9 +110,15 @@ impl LogSpool {
 
     /// Forgets chunks up to number `stored`: the manager has them.
     pub fn acknowledge(&mut self, stored: u64) {
+        self.stored = self.stored.max(stored);
         while self.waiting.front().is_some_and(|chunk| chunk.sequence <= stored) {
             self.waiting.pop_front();
         }
+    }
+
+    /// Number of the last chunk that the manager is known to have; 0 for none.
+    pub fn stored(&self) -> u64 {
+        self.stored
     }
 
     /// Whether everything was stored.

@@ -35,8 +35,6 @@ pub use sandbox::{LABEL_ATTEMPT, LABEL_INSTANCE};
 const NAME: &str = "Docker";
 /// Seconds after which an unanswered call fails (waits and attachments last as long as they last).
 const CALL_TIMEOUT: u64 = 120;
-/// What Docker 20.10 speaks, the oldest engine we support.
-const OLDEST_VERSION: (usize, usize) = (1, 41);
 /// An exit code that may mean an out-of-memory kill.
 const KILLED: i32 = 137;
 
@@ -47,12 +45,15 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// The API version (major, minor) of Docker 20.10, the oldest engine we support.
+    pub const OLDEST_VERSION: (usize, usize) = (1, 41);
+
     /// Connects and agrees on the newest version of the API that both sides speak.
     ///
     /// # Errors
     /// When Docker does not answer.
     pub async fn connect(socket: &Path) -> Result<Self, RuntimeError> {
-        let client = Self::speaking(socket, OLDEST_VERSION)?.client;
+        let client = Self::speaking(socket, Self::OLDEST_VERSION)?.client;
         let client = client.negotiate_version().await.map_err(|error| unavailable(&error))?;
         Ok(Self { client })
     }

@@ -2,5 +2,8 @@
 //! this process against a scripted manager.
 
 mod docker;
+mod fake;
+mod manager;
 mod process;
 mod support;
+mod worker;
