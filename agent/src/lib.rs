@@ -7,14 +7,18 @@
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod coordinator;
 pub mod engine_client;
+pub mod entry;
 pub mod failure;
 pub mod folder;
 pub mod health;
 pub mod inventory;
+pub mod launcher;
 pub mod lease;
 pub mod ledger;
 pub mod log;
+mod metrics_endpoint;
 pub mod mounts;
 pub mod plain;
 pub mod redact;

@@ -30,6 +30,12 @@ use crate::runtime::Runtimes;
 
 pub use mount::{FuseMounts, Mounted, Mounts};
 
+/// What the coordinator needs to publish or take away the outputs of a dead worker.
+pub(crate) mod outputs {
+    pub(crate) use super::mount::sealed_file;
+    pub(crate) use super::stores::{Backings, open};
+}
+
 /// Everything a worker works with.
 pub struct WorkerParts {
     /// The attempt's folder.

@@ -1,0 +1,335 @@
+//! What the tasks of a coordinator share: who it is, what is promised, which attempts there are, and its health.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use telecine_domain::attempt::AttemptId;
+use telecine_domain::id::{InstanceId, Term};
+use telecine_domain::instance::InstanceProfile;
+use telecine_domain::resources::Resources;
+use telecine_proto::calls::Caller;
+use telecine_proto::coordinator::v1::{FromCoordinator, FromManager};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::{CoordinatorError, CoordinatorParts, data_error, enrol, pulls_folder};
+use crate::clock::Clock;
+use crate::config::{AgentConfig, LogFormat};
+use crate::folder::{Assignment, Surroundings, write_file};
+use crate::health::{self, Facts, Limits, Verdict};
+use crate::inventory::{self, Inventory};
+use crate::launcher::WorkerLauncher;
+use crate::ledger::{Holding, Ledger, Shortage};
+use crate::runtime::Runtimes;
+
+pub(super) type ManagerCaller = Caller<FromCoordinator, FromManager>;
+
+/// What a supervisor is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// SIGTERM, wait, SIGKILL.
+    Stop {
+        /// The wait.
+        grace: Duration,
+        /// For the log.
+        reason: String,
+    },
+    /// The epoch is closed.
+    Fence {
+        /// For the log.
+        reason: String,
+    },
+}
+
+/// An attempt that is here.
+struct Entry {
+    resources: Resources,
+    commands: mpsc::Sender<Command>,
+}
+
+struct State {
+    ledger: Ledger,
+    attempts: BTreeMap<AttemptId, Entry>,
+    facts: Option<Facts>,
+    verdict: Verdict,
+    images: BTreeSet<String>,
+    draining: bool,
+    term: Term,
+    managers: Vec<String>,
+}
+
+/// See the module.
+pub(super) struct Desk {
+    pub(super) config: AgentConfig,
+    pub(super) instance: InstanceId,
+    pub(super) clock: Clock,
+    pub(super) runtimes: Runtimes,
+    pub(super) launcher: Arc<dyn WorkerLauncher>,
+    /// The present connection to the manager.
+    pub(super) caller: watch::Sender<Option<ManagerCaller>>,
+    /// Rings when the profile has changed.
+    pub(super) profile_news: Notify,
+    host: String,
+    limits: Limits,
+    ca_pem: String,
+    docker_version: Option<(usize, usize)>,
+    changed: watch::Sender<u64>,
+    state: Mutex<State>,
+}
+
+impl Desk {
+    pub(super) async fn open(
+        config: AgentConfig,
+        parts: CoordinatorParts,
+        instance: InstanceId,
+    ) -> Result<Arc<Self>, CoordinatorError> {
+        let Inventory { host, capacity, gpus } = inventory::measure(&config.data_folder, &config.capacity)?;
+        let limits = Limits {
+            minimum_free_bytes: config.minimum_free_bytes,
+            gpus: gpus.len(),
+            data_folder: config.data_folder.display().to_string(),
+        };
+        let ca_pem = enrol::read("ca_file", &config.ca_file)?;
+        let term = read_term(&config)?;
+        let state = State {
+            ledger: Ledger::new(capacity, gpus),
+            attempts: BTreeMap::new(),
+            facts: None,
+            verdict: Verdict::default(),
+            images: BTreeSet::new(),
+            draining: false,
+            term,
+            managers: config.managers.clone(),
+        };
+        let desk = Arc::new(Self {
+            instance,
+            clock: parts.clock,
+            runtimes: parts.runtimes,
+            launcher: parts.launcher,
+            caller: watch::Sender::new(None),
+            profile_news: Notify::new(),
+            host,
+            limits,
+            ca_pem,
+            docker_version: parts.docker_version,
+            changed: watch::Sender::new(0),
+            state: Mutex::new(state),
+            config,
+        });
+        desk.look().await;
+        Ok(desk)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn capacity(&self) -> Resources {
+        self.state().ledger.capacity()
+    }
+
+    // Attempts.
+
+    /// Enters an attempt that was assigned now; `None` when it is here already.
+    pub(super) fn accept(
+        &self,
+        attempt: AttemptId,
+        resources: Resources,
+    ) -> Result<Option<(Holding, mpsc::Receiver<Command>)>, Shortage> {
+        let mut state = self.state();
+        if state.attempts.contains_key(&attempt) {
+            return Ok(None);
+        }
+        let holding = state.ledger.grant(attempt, resources)?;
+        let (commands, receiver) = mpsc::channel(8);
+        state.attempts.insert(attempt, Entry { resources, commands });
+        metrics::gauge!("telecine_agent_attempts").set(count(&state));
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        Ok(Some((holding, receiver)))
+    }
+
+    /// Enters an attempt of a former coordinator.
+    pub(super) fn restore(&self, assignment: &Assignment) -> mpsc::Receiver<Command> {
+        let (commands, receiver) = mpsc::channel(8);
+        let mut state = self.state();
+        let holding = Holding { resources: assignment.resources, gpus: assignment.gpus.clone() };
+        state.ledger.restore(assignment.attempt, holding);
+        state.attempts.insert(assignment.attempt, Entry { resources: assignment.resources, commands });
+        receiver
+    }
+
+    /// Nothing of the attempt runs any more: what it held is free again.
+    pub(super) fn release(&self, attempt: &AttemptId) {
+        self.state().ledger.release(attempt);
+    }
+
+    /// The attempt is over and the manager knows how.
+    pub(super) fn forget(&self, attempt: &AttemptId) {
+        let mut state = self.state();
+        state.ledger.release(attempt);
+        state.attempts.remove(attempt);
+        metrics::gauge!("telecine_agent_attempts").set(count(&state));
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn running(&self) -> Vec<(AttemptId, Resources)> {
+        self.state().attempts.iter().map(|(id, entry)| (*id, entry.resources)).collect()
+    }
+
+    pub(super) fn commands(&self, attempt: &AttemptId) -> Option<mpsc::Sender<Command>> {
+        self.state().attempts.get(attempt).map(|entry| entry.commands.clone())
+    }
+
+    /// Attempts of the same job under older epochs.
+    pub(super) fn older(&self, attempt: &AttemptId) -> Vec<mpsc::Sender<Command>> {
+        let state = self.state();
+        let older = state.attempts.iter().filter(|(id, _)| id.job == attempt.job && id.epoch < attempt.epoch);
+        older.map(|(_, entry)| entry.commands.clone()).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().attempts.is_empty()
+    }
+
+    pub(super) async fn until_empty(&self) {
+        let mut changed = self.changed.subscribe();
+        while !self.is_empty() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    // What the instance is.
+
+    pub(super) fn profile(&self) -> InstanceProfile {
+        let state = self.state();
+        InstanceProfile {
+            id: self.instance,
+            region: self.config.region.clone(),
+            pool: self.config.pool.clone(),
+            host: self.host.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            capacity: state.ledger.capacity(),
+            runtimes: state.verdict.runtimes.clone(),
+            cached_images: state.images.clone(),
+            problems: state.verdict.problems.clone(),
+        }
+    }
+
+    pub(super) fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            instance: self.instance,
+            region: self.config.region.clone(),
+            managers: self.managers(),
+            ca_pem: self.ca_pem.clone(),
+            docker_socket: self.config.docker_socket.clone(),
+            docker_version: self.docker_version,
+            engine_user: (self.config.engine_uid, self.config.engine_gid),
+            pids_limit: self.config.pids_limit,
+            cache_bytes: self.config.mount_cache_bytes,
+            spill_bytes: self.config.mount_spill_bytes,
+            pulls_folder: pulls_folder(&self.config),
+            json_logs: self.config.log_format == LogFormat::Json,
+        }
+    }
+
+    /// The configured managers, behind those the region's manager has named.
+    pub(super) fn managers(&self) -> Vec<String> {
+        self.state().managers.clone()
+    }
+
+    pub(super) fn learn_managers(&self, named: Vec<String>) {
+        if named.is_empty() {
+            return;
+        }
+        let mut managers = named;
+        for configured in &self.config.managers {
+            if !managers.contains(configured) {
+                managers.push(configured.clone());
+            }
+        }
+        self.state().managers = managers;
+    }
+
+    pub(super) fn drain(&self) {
+        self.state().draining = true;
+        self.profile_news.notify_one();
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.state().draining
+    }
+
+    pub(super) fn problems(&self) -> Verdict {
+        self.state().verdict.clone()
+    }
+
+    /// Looks at the machine; a change is told to the manager.
+    pub(super) async fn look(&self) {
+        let facts = health::look(&self.config, &self.runtimes, &self.clock).await;
+        let mut images = BTreeSet::new();
+        for runtime in self.runtimes.values() {
+            images.extend(runtime.images().await.unwrap_or_default());
+        }
+        let mut state = self.state();
+        let verdict = health::assess(&facts, state.facts.as_ref(), &self.limits);
+        let changed = state.verdict != verdict || state.images != images;
+        if state.verdict.problems != verdict.problems {
+            for problem in &verdict.problems {
+                tracing::warn!(gate = %problem.gate, message = %problem.message, "a health gate is closed");
+            }
+        }
+        (state.verdict, state.images, state.facts) = (verdict, images, Some(facts));
+        drop(state);
+        if changed {
+            self.profile_news.notify_one();
+        }
+    }
+
+    // Terms.
+
+    pub(super) fn term(&self) -> Term {
+        self.state().term
+    }
+
+    /// Whether a message of this term is to be obeyed. A new term is written down first.
+    pub(super) fn obeys(&self, term: Term) -> bool {
+        let mut state = self.state();
+        if term > state.term {
+            if let Err(error) = write_file(&term_file(&self.config), term.to_string().as_bytes()) {
+                tracing::error!(%error, %term, "a new term cannot be written down; it is not obeyed");
+                return false;
+            }
+            state.term = term;
+        }
+        term == state.term
+    }
+}
+
+fn count(state: &State) -> f64 {
+    u32::try_from(state.attempts.len()).map_or(f64::INFINITY, f64::from)
+}
+
+fn term_file(config: &AgentConfig) -> PathBuf {
+    config.data_folder.join("term")
+}
+
+fn read_term(config: &AgentConfig) -> Result<Term, CoordinatorError> {
+    let path = term_file(config);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map(Term).map_err(|_| CoordinatorError::File {
+            field: "highest term",
+            path,
+            problem: format!(
+                "{:?} is not a number; remove the file if the region was set up anew",
+                text.trim()
+            ),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Term(0)),
+        Err(error) => Err(data_error("read", &path)(error)),
+    }
+}

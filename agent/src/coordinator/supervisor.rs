@@ -1,0 +1,176 @@
+//! One task per attempt: launches or adopts its worker, relays for it, passes on what the manager asks, and sees to what
+//! is left when it is dead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use telecine_domain::attempt::AttemptId;
+use telecine_domain::failure::Failure;
+use telecine_proto::coordinator::v1::{SignWorker, from_coordinator, from_manager};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::aftermath;
+use super::assign::{self, describe};
+use super::desk::{Command, Desk};
+use super::session::message;
+use crate::control::{FromWorker, ToWorker};
+use crate::failure::infrastructure;
+use crate::folder::{Assignment, AttemptFolder};
+use crate::launcher::LiveWorker;
+
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+const CALL_PAUSE: Duration = Duration::from_millis(200);
+/// What a worker may take beyond the grace period to take everything away and report.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the attempt came to this coordinator.
+pub(super) enum Origin {
+    /// Assigned now.
+    Assigned,
+    /// Found with a living worker.
+    Alive,
+    /// Found dead.
+    Dead,
+}
+
+/// Sees an attempt through to the end.
+pub(super) async fn supervise(
+    desk: Arc<Desk>,
+    folder: AttemptFolder,
+    assignment: Assignment,
+    origin: Origin,
+    mut commands: mpsc::Receiver<Command>,
+) {
+    let attempt = assignment.attempt;
+    let failure = match begin(&desk, &folder, &assignment, origin).await {
+        Ok(Some(worker)) => {
+            watch(&desk, attempt, worker, &mut commands).await;
+            None
+        }
+        Ok(None) => None,
+        Err(failure) => Some(failure),
+    };
+    aftermath::clean_up(&desk, &folder, &assignment, failure).await;
+    metrics::counter!("telecine_agent_attempts_ended_total").increment(1);
+}
+
+async fn begin(
+    desk: &Desk,
+    folder: &AttemptFolder,
+    assignment: &Assignment,
+    origin: Origin,
+) -> Result<Option<LiveWorker>, Failure> {
+    match origin {
+        Origin::Dead => Ok(None),
+        Origin::Alive => Ok(Some(desk.launcher.adopt(folder, assignment.attempt).await)),
+        Origin::Assigned => {
+            let device = assign::mount(folder, assignment).map_err(|error| {
+                infrastructure("mount_failed", format!("the attempt's folders cannot be mounted: {error}"))
+            })?;
+            let launched = desk.launcher.launch(folder, assignment.attempt, device).await;
+            launched
+                .map(Some)
+                .map_err(|error| infrastructure("worker_failed", format!("no worker: {}", describe(&error))))
+        }
+    }
+}
+
+/// Until the worker is dead.
+async fn watch(
+    desk: &Arc<Desk>,
+    attempt: AttemptId,
+    worker: LiveWorker,
+    commands: &mut mpsc::Receiver<Command>,
+) {
+    let LiveWorker { mut control, mut gone, kill } = worker;
+    let mut listening = true;
+    let mut deadline: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            () = &mut gone => return,
+            said = control.incoming.recv(), if listening => match said {
+                Some(FromWorker::Sign(request)) => {
+                    let (desk, answers) = (desk.clone(), control.outgoing.clone());
+                    tokio::spawn(async move {
+                        let answer = sign(&desk, attempt, &request).await;
+                        let _ = answers.send(answer).await;
+                    });
+                }
+                Some(FromWorker::Attached(_)) => {}
+                None => listening = false,
+            },
+            Some(command) = commands.recv() => {
+                let (message, patience) = translate(command);
+                tracing::info!(%attempt, ?message, "told to the worker");
+                let _ = control.outgoing.try_send(message);
+                let latest = Instant::now() + patience;
+                deadline = Some(deadline.map_or(latest, |earlier| earlier.min(latest)));
+            }
+            () = until(deadline) => {
+                tracing::warn!(%attempt, "the worker does not stop; it is killed");
+                kill();
+                deadline = None;
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn translate(command: Command) -> (ToWorker, Duration) {
+    match command {
+        Command::Stop { grace, reason } => {
+            let grace_millis = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+            (ToWorker::Stop { grace_millis, reason }, grace + STOP_PATIENCE)
+        }
+        Command::Fence { reason } => (ToWorker::Fence { reason }, STOP_PATIENCE),
+    }
+}
+
+/// Has the manager sign the worker's request, over as many connections as it takes.
+async fn sign(desk: &Desk, attempt: AttemptId, request: &str) -> ToWorker {
+    let Ok(request_der) = hex::decode(request) else {
+        return ToWorker::Refused { stale: false, message: "the request is not hexadecimal".to_owned() };
+    };
+    let body = SignWorker { id: Some(attempt.into()), request_der };
+    match call(desk, from_coordinator::Body::SignWorker(body)).await {
+        from_manager::Body::Signed(signed) => {
+            ToWorker::Certificate(signed.chain_der.iter().map(hex::encode).collect())
+        }
+        from_manager::Body::Refused(refused) => {
+            let stale = matches!(refused.code.as_str(), "stale" | "not_yours");
+            ToWorker::Refused { stale, message: format!("{}: {}", refused.code, refused.message) }
+        }
+        _ => ToWorker::Refused { stale: false, message: "the manager's answer is no certificate".to_owned() },
+    }
+}
+
+/// Calls the manager until it answers.
+pub(super) async fn call(desk: &Desk, body: from_coordinator::Body) -> from_manager::Body {
+    let mut callers = desk.caller.subscribe();
+    loop {
+        // The sender lives in the desk, so the wait ends only with a caller.
+        let Some(caller) = callers.wait_for(Option::is_some).await.ok().and_then(|caller| caller.clone())
+        else {
+            tokio::time::sleep(CALL_PAUSE).await;
+            continue;
+        };
+        match caller.call(message(body.clone()), CALL_TIMEOUT).await.map(|answer| answer.body) {
+            Ok(Some(from_manager::Body::Refused(refused)))
+                if matches!(refused.code.as_str(), "busy" | "unavailable" | "internal") =>
+            {
+                tracing::warn!(code = %refused.code, message = %refused.message, "the manager asks for patience");
+            }
+            Ok(Some(answer)) => return answer,
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "a call is made again"),
+        }
+        tokio::time::sleep(CALL_PAUSE).await;
+    }
+}
