@@ -1,0 +1,103 @@
+//! `telecine instances`: the instances and what they hold.
+
+use clap::Subcommand;
+use reqwest::Method;
+use telecine_api::view::place::Instance;
+use telecine_domain::resources::Resources;
+
+use crate::cli::Global;
+use crate::client::Call;
+use crate::connection;
+use crate::failure::Failure;
+use crate::output::{self, fields, time};
+use crate::pages;
+
+/// What can be seen of instances.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the instances
+    #[command(
+        after_help = "Examples:\n  telecine instances list\n  telecine instances list --region local -o json"
+    )]
+    List {
+        /// Only those of this region
+        #[arg(long)]
+        region: Option<String>,
+        /// Which page
+        #[command(flatten)]
+        page: pages::Arguments,
+    },
+    /// Show one instance
+    #[command(after_help = "Examples:\n  telecine instances get ins_01kaj...")]
+    Get {
+        /// Its id
+        instance: String,
+    },
+}
+
+/// Does it.
+///
+/// # Errors
+/// Why it was not done.
+pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure> {
+    let client = connection::client(global)?;
+    match command {
+        Command::List { region, page } => {
+            let call = Call::new(Method::GET, &["instances"]).query("region", region);
+            let instances = pages::read::<Instance>(&client, call, &page).await?;
+            global.output.print(&instances, |instances| pages::table(instances, table(&instances.data)))
+        }
+        Command::Get { instance } => {
+            let instance: Instance = client.get(Call::new(Method::GET, &["instances", &instance])).await?;
+            global.output.print(&instance, one)
+        }
+    }
+}
+
+fn table(instances: &[Instance]) -> String {
+    output::rows(
+        ["ID", "REGION", "POOL", "HOST", "STATE", "CAPACITY", "ALLOCATED"],
+        instances.iter().map(|instance| {
+            [
+                instance.id.to_string(),
+                instance.region.clone(),
+                instance.pool.clone(),
+                instance.host.clone(),
+                state(instance),
+                Resources::from(instance.capacity).to_string(),
+                Resources::from(instance.allocated).to_string(),
+            ]
+        }),
+    )
+}
+
+fn one(instance: &Instance) -> String {
+    let mut text = fields([
+        ("id", instance.id.to_string()),
+        ("region", instance.region.clone()),
+        ("pool", instance.pool.clone()),
+        ("host", instance.host.clone()),
+        ("agent", instance.agent_version.clone()),
+        ("state", format!("{} since {}", state(instance), time(instance.state_since))),
+        ("capacity", Resources::from(instance.capacity).to_string()),
+        ("allocated", Resources::from(instance.allocated).to_string()),
+        (
+            "runtimes",
+            instance
+                .runtimes
+                .iter()
+                .map(|runtime| format!("{runtime:?}").to_lowercase())
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
+        ("images", instance.cached_images.len().to_string()),
+    ]);
+    for problem in &instance.problems {
+        text += &format!("\nproblem  {}: {}", problem.gate, problem.message);
+    }
+    text
+}
+
+fn state(instance: &Instance) -> String {
+    format!("{:?}", instance.state).to_lowercase()
+}
