@@ -55,6 +55,8 @@ pub(crate) async fn run(candidate: Candidate, shutdown: CancellationToken) {
                 metrics.leading(true);
                 told.clear();
                 reign(&candidate, leadership, asked, &shutdown).await;
+                // Whatever ended it may end the next one, too; and another manager may want its turn.
+                wait(candidate.config.leadership / 4, &shutdown).await;
             }
             Err(LeaderError::Held { holder, .. }) => {
                 if told != holder {

@@ -106,8 +106,7 @@ pub async fn run(
     let _unasked = ready.send(address);
 
     let mut regions = JoinSet::new();
-    let addresses =
-        if config.advertise.is_empty() { vec![address.to_string()] } else { config.advertise.clone() };
+    let addresses = addresses(&config, address);
     for region in config.regions.clone() {
         let candidate = Candidate {
             region,
@@ -146,6 +145,18 @@ async fn watch_over(
     }
     error!(problem, "a part of the manager has died");
     Some(problem)
+}
+
+/// Where agents are told to connect. An address that means "every interface" is nobody's to dial: then agents go on with
+/// the addresses they were given.
+fn addresses(config: &ManagerConfig, listening: SocketAddr) -> Vec<String> {
+    if !config.advertise.is_empty() {
+        config.advertise.clone()
+    } else if listening.ip().is_unspecified() {
+        Vec::new()
+    } else {
+        vec![listening.to_string()]
+    }
 }
 
 fn cannot_listen(address: &str) -> impl Fn(std::io::Error) -> ManagerError {
@@ -200,4 +211,19 @@ fn serve_agents(
         let served = routes.serve_with_incoming_shutdown(incoming, closing.cancelled_owned());
         served.await.map_err(|problem| telecine_proto::dial::causes(&problem))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_are_told_only_addresses_that_can_be_dialed() {
+        let config = ManagerConfig::default();
+        let told = |address: &str| addresses(&config, address.parse().unwrap());
+        assert_eq!(told("10.0.0.1:8081"), ["10.0.0.1:8081"]);
+        assert!(told("0.0.0.0:8081").is_empty() && told("[::]:8081").is_empty());
+        let named = ManagerConfig { advertise: vec!["manager:8081".to_owned()], ..config };
+        assert_eq!(addresses(&named, "0.0.0.0:8081".parse().unwrap()), ["manager:8081"]);
+    }
 }
