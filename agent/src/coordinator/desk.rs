@@ -195,8 +195,17 @@ impl Desk {
     }
 
     pub(super) async fn until_empty(&self) {
+        self.until(Self::is_empty).await;
+    }
+
+    /// Waits until the attempt is over and cleaned up here; at once when it never was here.
+    pub(super) async fn until_gone(&self, attempt: &AttemptId) {
+        self.until(|desk| desk.commands(attempt).is_none()).await;
+    }
+
+    async fn until(&self, reached: impl Fn(&Self) -> bool) {
         let mut changed = self.changed.subscribe();
-        while !self.is_empty() {
+        while !reached(self) {
             if changed.changed().await.is_err() {
                 return;
             }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::{Failure, FailureClass};
@@ -19,6 +20,8 @@ use crate::failure::infrastructure;
 use crate::folder::AttemptFolder;
 use crate::worker::outputs::{Backings, open, sealed_file};
 
+/// How long a closing waits for the end of its attempt.
+const STOP_PATIENCE: Duration = Duration::from_secs(50);
 const HIDDEN: &str = ".telecine-upload-";
 
 /// Publishes the granted outputs of an attempt.
@@ -71,7 +74,9 @@ async fn try_close(desk: &Desk, asked: CloseEpoch) -> Result<(), String> {
     let attempt = convert::attempt_id(asked.id).map_err(|error| error.to_string())?;
     if let Some(commands) = desk.commands(&attempt) {
         let _ = commands.try_send(Command::Fence { reason: "the epoch was closed".to_owned() });
-        return Err("the attempt is still being stopped here; ask again".to_owned());
+        // Its journal is whole only when its worker is dead; often the manager asks while that is being cleaned up.
+        let gone = tokio::time::timeout(STOP_PATIENCE, desk.until_gone(&attempt)).await;
+        gone.map_err(|_| "the attempt is still being stopped here; ask again".to_owned())?;
     }
     let spec = convert::spec(&asked.spec_json).map_err(|error| error.to_string())?;
     let backings = open(asked.stores, |_| ()).map_err(|failure| failure.to_string())?;

@@ -261,13 +261,7 @@ async fn a_killed_worker_takes_its_engine_along_and_is_reported() {
     assert_eq!(hidden(), 1, "a hidden file is being written");
     kill_workers(&stage);
     assert_eq!(stage.manager.book.until("worker gone").await, "worker gone worker_died");
-    let ours = Process::new(&stage.config.attempts_folder());
-    let instance = InstanceProfile::deserialize_id(&stage);
-    assert_eq!(ours.ours(&instance).await.unwrap(), Vec::<String>::new(), "nothing of the engine is left");
-    stage.until_clean().await;
-    let mounted = telecine_agent::mounts::mounted_at_or_below(&stage.config.attempts_folder()).unwrap();
-    assert_eq!(mounted, Vec::<std::path::PathBuf>::new());
-    assert_eq!(hidden(), 1, "uploads wait for the manager's word");
+    // The manager asks at once, while the attempt is still being put away here.
     let close = CloseEpoch {
         id: Some(id.into()),
         spec_json: spec.to_string().into_bytes(),
@@ -280,6 +274,13 @@ async fn a_killed_worker_takes_its_engine_along_and_is_reported() {
         }
         assert_eq!(hidden(), 0);
     }
+    let ours = Process::new(&stage.config.attempts_folder());
+    let instance = InstanceProfile::deserialize_id(&stage);
+    assert_eq!(ours.ours(&instance).await.unwrap(), Vec::<String>::new(), "nothing of the engine is left");
+    stage.until_clean().await;
+    let mounted = telecine_agent::mounts::mounted_at_or_below(&stage.config.attempts_folder()).unwrap();
+    assert_eq!(mounted, Vec::<std::path::PathBuf>::new());
+    assert_eq!(std::fs::read_dir(stage.config.data_folder.join("journals")).unwrap().count(), 0);
 }
 
 /// The instance's id, from its hello.
@@ -370,7 +371,11 @@ async fn an_older_term_is_not_obeyed() {
     let mut stage = Stage::new(None).await;
     *stage.manager.book.term.lock().unwrap() = 9;
     stage.manager.book.cut();
-    stage.manager.book.attached().await;
+    let written = stage.config.data_folder.join("term");
+    eventually("the new term is written down", || {
+        std::fs::read_to_string(&written).is_ok_and(|term| term == "9")
+    })
+    .await;
     stage.leave().await;
     *stage.manager.book.term.lock().unwrap() = 8;
     let before = stage.manager.book.hellos.lock().unwrap().len();
