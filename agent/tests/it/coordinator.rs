@@ -481,3 +481,73 @@ async fn a_container_writes_through_the_mount() {
     stage.until_clean().await;
     assert_eq!(stage.manager.book.log_text(), "");
 }
+
+/// A job of the engine that ships: its input made by the ffmpeg of this machine.
+async fn transform(seconds: u32, processing: &Value) -> Option<(Stage, tempfile::TempDir, AttemptId)> {
+    let (docker, image) = docker("TELECINE_TRANSFORM_IMAGE").await?;
+    let store = tempfile::tempdir().unwrap();
+    let made = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-y", "-f", "lavfi", "-i", &format!("testsrc=d={seconds}:s=320x180:r=25")])
+        .args(["-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "ultrafast"])
+        .arg(store.path().join("clip.mp4"))
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        skipped("ffmpeg is not there");
+        return None;
+    }
+    let dir = cap_std::fs::Dir::open_ambient_dir(store.path(), cap_std::ambient_authority()).unwrap();
+    let metadata = dir.metadata("clip.mp4").unwrap();
+    let location = |key: &str| json!({"store": STORE, "key": key});
+    let mut spec = launch(&json!({"grpc": {"image": image}}));
+    spec["composition"] = json!({
+        "inputs": {"source": location("clip.mp4")},
+        "processing": processing,
+        "outputs": {"result": location("out/clip.mkv")},
+    });
+    spec["inputs"] = json!({"source": {
+        "location": location("clip.mp4"),
+        "version": {"etag": telecine_mount::folder_etag(&metadata), "size_bytes": metadata.len()},
+    }});
+    let stage = Stage::new(Some(docker)).await;
+    stage.manager.book.policy(|policy| (policy.stores, policy.watched) = (vec![access(store.path())], true));
+    let id = attempt();
+    let resources = Resources { cpu_milli: 900, memory_bytes: 512 << 20, ..Resources::ZERO };
+    let assign = Assign {
+        id: Some(id.into()),
+        account_id: AccountId::PLATFORM.to_string(),
+        spec_json: spec.to_string().into_bytes(),
+        resources: Some(resources.into()),
+        lease_millis: 60_000,
+    };
+    let reply = stage.call(from_manager::Body::Assign(assign)).await;
+    assert!(matches!(&reply, from_coordinator::Body::AssignReply(reply) if reply.accepted), "{reply:?}");
+    Some((stage, store, id))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_that_ships_makes_a_rendition() {
+    let processing =
+        json!({"video": {"codec": "h264", "width": 160, "preset": "ultrafast"}, "container": "mkv"});
+    let Some((stage, store, _)) = transform(4, &processing).await else { return };
+    stage.manager.book.until("published").await;
+    let made = std::fs::metadata(store.path().join("out/clip.mkv")).unwrap();
+    assert!(made.len() > 1000);
+    stage.until_clean().await;
+    let events = stage.manager.book.events();
+    assert!(events.iter().any(|event| event.starts_with("progress Some(")), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_that_ships_stops_when_asked_and_leaves_nothing() {
+    let processing =
+        json!({"video": {"codec": "h264", "width": 1920, "preset": "veryslow"}, "container": "mkv"});
+    let Some((stage, store, id)) = transform(120, &processing).await else { return };
+    stage.manager.book.until("progress").await;
+    let asked = Instant::now();
+    let stop = StopAttempt { id: Some(id.into()), grace_millis: 10_000, reason: "a test".into() };
+    stage.call(from_manager::Body::StopAttempt(stop)).await;
+    assert_eq!(stage.manager.book.until("ended").await, "ended as asked");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    stage.until_clean().await;
+    assert_eq!(std::fs::read_dir(store.path()).unwrap().count(), 1, "only the input is there");
+}
