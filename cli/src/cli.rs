@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::output::Format;
-use crate::{completions, doctor, engines, factories, instances, jobs, keys, regions, stores};
+use crate::{
+    completions, daemons, doctor, engines, factories, instances, jobs, keys, regions, stop, stores, up,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,6 +79,15 @@ pub(crate) struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run everything on this machine: API, manager, watchers and local instances
+    Up(up::Arguments),
+    /// Drain and end what `up` started on a data folder
+    Stop(stop::Arguments),
+    /// Run the agent of an instance
+    Agent(daemons::AgentArguments),
+    /// Run one attempt; started by the agent
+    #[command(hide = true)]
+    Worker(daemons::WorkerArguments),
     /// Submit, watch and steer jobs
     #[command(subcommand)]
     Jobs(Box<jobs::Command>),
@@ -111,6 +122,10 @@ pub(crate) enum Command {
 pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { global, command } = cli;
     match command {
+        Command::Up(arguments) => up::run(&global, arguments).await,
+        Command::Stop(arguments) => stop::run(&global, arguments).await,
+        Command::Agent(arguments) => daemons::agent(&arguments),
+        Command::Worker(arguments) => daemons::worker(&arguments),
         Command::Jobs(command) => jobs::run(&global, *command).await,
         Command::Factories(command) => done(factories::run(&global, command).await),
         Command::Stores(command) => stores::run(&global, command).await,

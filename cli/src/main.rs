@@ -6,6 +6,7 @@ mod cli;
 mod client;
 mod completions;
 mod connection;
+mod daemons;
 mod doctor;
 mod document;
 mod engines;
@@ -20,7 +21,9 @@ mod pages;
 mod process;
 mod quantity;
 mod regions;
+mod stop;
 mod stores;
+mod up;
 
 use std::process::ExitCode;
 
@@ -28,7 +31,13 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let arguments = cli::Cli::parse();
-    match process::run(cli::dispatch(arguments)) {
+    let result = match arguments.command {
+        // These set up their own runtimes.
+        cli::Command::Agent(ref agent) => daemons::agent(agent),
+        cli::Command::Worker(ref worker) => daemons::worker(worker),
+        _ => process::run(cli::dispatch(arguments)),
+    };
+    match result {
         Ok(code) => code,
         Err(failure) => {
             output::note(&failure.to_string());

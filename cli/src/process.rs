@@ -35,7 +35,7 @@ pub(crate) fn run(command: impl Future<Output = Result<ExitCode, Failure>>) -> R
 }
 
 /// One TLS provider for the whole process, whatever a dependency would choose.
-fn install_tls_provider() {
+pub(crate) fn install_tls_provider() {
     // An error means that one is installed already, which is all that is wanted.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

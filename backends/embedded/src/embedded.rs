@@ -149,6 +149,18 @@ impl Drop for Embedded {
     }
 }
 
+/// Asks the agents of a data folder that no process is using to finish and end, waits up to `limit`, and says how many
+/// still run.
+///
+/// # Errors
+/// When the folder is in use or cannot be read.
+pub async fn drain_agents(folder: &Path, limit: Duration) -> Result<usize, EmbeddedError> {
+    let folder = prepare(folder)?;
+    let _lock = FolderLock::take(&folder)?;
+    let agents = folder_inside(&folder, AGENTS_FOLDER)?;
+    Ok(LocalInstances::found_in(agents).await?.drain_all(limit).await)
+}
+
 fn system_time() -> Timestamp {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))

@@ -70,6 +70,16 @@ pub trait Provisioner: Send + Sync {
     async fn provision(&self, agent: &NewAgent) -> Result<String, String>;
 }
 
+/// For folders whose agents are only ended.
+struct NothingStarts;
+
+#[async_trait]
+impl Provisioner for NothingStarts {
+    async fn provision(&self, agent: &NewAgent) -> Result<String, String> {
+        Err(format!("instance {} is being ended and is not started", agent.instance))
+    }
+}
+
 /// The agents' folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the folder of agents {folder:?} cannot be used: {source}")]
@@ -138,6 +148,19 @@ impl LocalInstances {
         let pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
         let seed = std::hash::RandomState::new();
         Ok(Self { folder: folder.clone(), pools, command, provisioner, drain_limit, agents, seed })
+    }
+
+    /// The agents that a process before has left, to be ended: nothing is started here.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub(crate) async fn found_in(folder: PathBuf) -> Result<Self, LocalInstancesError> {
+        let failed = |source| LocalInstancesError { folder: folder.clone(), source };
+        let pools: BTreeSet<PoolName> =
+            record::read_all(&folder).map_err(failed)?.into_iter().map(|record| record.pool).collect();
+        let pools = pools.into_iter().map(|name| LocalPool { name, most: 0 }).collect();
+        let command = AgentCommand { program: PathBuf::new(), arguments: Vec::new() };
+        Self::open(folder, pools, command, Arc::new(NothingStarts), Duration::ZERO).await
     }
 
     /// Starts what should run and does not, ends what should not, until `ending`. Agents go on after that.

@@ -12,7 +12,7 @@ mod queue;
 mod table;
 mod watch;
 
-pub use embedded::{Embedded, EmbeddedConfig, EmbeddedError};
+pub use embedded::{Embedded, EmbeddedConfig, EmbeddedError, drain_agents};
 pub use instances::{AgentCommand, LocalInstances, LocalInstancesError, LocalPool, NewAgent, Provisioner};
 pub use keys::{FileKeys, KeyFileError};
 pub use lock::{FolderLock, LockError};

@@ -1,3 +1,11 @@
 //! Tests of the whole: what no crate can test of itself.
+//!
+//! Most run the built binary with real Docker, FUSE and ffmpeg; `skip` says when one cannot.
 
+mod bad_input;
+mod crashes;
+mod explain;
 mod layering;
+mod sandbox;
+mod spine;
+mod workshop;

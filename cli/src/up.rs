@@ -1,0 +1,237 @@
+//! `telecine up`: everything on one machine. One process is API and manager and the sole owner of the data folder;
+//! agents run beside it in sessions of their own and outlive it.
+//!
+//! SIGINT and SIGTERM end this process and leave the agents, which the next `up` adopts. SIGUSR1 (what `telecine stop`
+//! sends) drains the agents first.
+
+mod arrivals;
+mod config;
+mod provision;
+mod serve;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use telecine_core::access::{self, Scope};
+use telecine_core::accounts::{self, Account};
+use telecine_core::backend::Backend;
+use telecine_core::ports::instances::Instances;
+use telecine_embedded::{AgentCommand, Embedded, EmbeddedConfig, LocalPool};
+use telecine_proto::identity::CertificateAuthority;
+use telecine_proto::net::TcpNetwork;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::cli::Global;
+use crate::connection::{self, ClientFile};
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::process;
+
+pub(crate) use config::Arguments;
+use config::UpConfig;
+use provision::{Joining, LocalProvisioner};
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Agents and their jobs go on.
+    LeaveAgents,
+    /// Agents finish what they have and end first.
+    DrainAgents,
+}
+
+/// Runs until a signal.
+///
+/// # Errors
+/// When a setting, the folder or a port cannot be used; nothing is left half-started.
+pub(crate) async fn run(global: &Global, arguments: Arguments) -> Result<ExitCode, Failure> {
+    let data = connection::data_folder(global.data.as_deref())?;
+    let config = UpConfig::load(&data, arguments)?;
+    process::start_log(config.log_format.into(), &config.log_filter)?;
+    // Both ports are taken before anything is written.
+    let api = bind(config.listen, "listen").await?;
+    drop(bind(config.manager_listen, "manager_listen").await?);
+    let provisioner = Arc::new(LocalProvisioner::new(&data, &config)?);
+    let embedded = open(&data, &config, provisioner.clone()).await?;
+    let result = platform(&data, &config, api, &embedded, &provisioner).await;
+    embedded.close().await;
+    result
+}
+
+async fn bind(address: std::net::SocketAddr, setting: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|problem| {
+        let flag = setting.replace('_', "-");
+        Failure::new(Exit::Failed, format!("cannot listen on {address} (`{setting}`): {problem}"))
+            .advise(format!("end what listens there, or choose another address with --{flag}"))
+    })
+}
+
+async fn open(
+    data: &Path,
+    config: &UpConfig,
+    provisioner: Arc<LocalProvisioner>,
+) -> Result<Embedded, Failure> {
+    let program =
+        std::env::current_exe().map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))?;
+    let pools = config.pools().map(|(pool, _)| LocalPool { name: pool, most: config.instances }).collect();
+    let settings = EmbeddedConfig {
+        folder: data.to_owned(),
+        pools,
+        agent: AgentCommand { program, arguments: vec!["agent".to_owned(), "--config".to_owned()] },
+        provisioner,
+        drain_limit: Duration::from_secs(config.drain_seconds),
+    };
+    Embedded::open(settings).await.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))
+}
+
+/// Everything that runs over an open data folder.
+async fn platform(
+    data: &Path,
+    config: &UpConfig,
+    api: TcpListener,
+    embedded: &Embedded,
+    provisioner: &LocalProvisioner,
+) -> Result<ExitCode, Failure> {
+    let backend = embedded.backend();
+    let authority =
+        CertificateAuthority::open(&data.join("ca"), process::now()).map_err(anyhow::Error::from)?;
+    let account = first_account(&backend, config).await?;
+    let url = format!("http://{}", api.local_addr().map_err(anyhow::Error::from)?);
+    let key = client_file(data, &backend, &account, &url).await?;
+    let (shutdown, mut parts) = (CancellationToken::new(), JoinSet::new());
+    let manager = start_manager(config, &backend, authority.into(), &shutdown, &mut parts).await?;
+    parts.spawn(serve::run(api, backend.clone(), config.regions.clone(), shutdown.clone()));
+    parts.spawn(arrivals::run(backend.clone(), shutdown.clone()));
+    provisioner.join(Joining { backend: backend.clone(), manager: manager.to_string() });
+    launch_instances(config, embedded).await?;
+    announce(data, &url, &manager.to_string(), key.as_deref())?;
+
+    let ending = until_ending(&mut parts).await;
+    if matches!(ending, Ok(Ending::DrainAgents)) {
+        embedded.close().await;
+        let left = embedded.instances.drain_all(Duration::from_secs(config.drain_seconds)).await;
+        info!(left, "agents have drained");
+    }
+    shutdown.cancel();
+    while let Some(ended) = parts.join_next().await {
+        report(&ended);
+    }
+    ending.map(|_| ExitCode::SUCCESS)
+}
+
+async fn first_account(backend: &Backend, config: &UpConfig) -> Result<Account, Failure> {
+    let region = config.regions.first().expect("validated: there is one");
+    let account = accounts::ensure_default(backend, region, process::now()).await;
+    account.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))
+}
+
+/// Writes the file that the other verbs find this API by. The key is made once; it is returned then, to be shown.
+async fn client_file(
+    data: &Path,
+    backend: &Backend,
+    account: &Account,
+    url: &str,
+) -> Result<Option<String>, Failure> {
+    let (api_key, made) = match ClientFile::read(data)? {
+        Some(file) => (file.api_key, None),
+        None => {
+            let scopes = [Scope::Read, Scope::Write, Scope::Admin].into();
+            let new =
+                access::create(backend, account.id, "first key of up", scopes, None, process::now()).await;
+            let token = new.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))?.token;
+            (token.to_string(), Some(token.to_string()))
+        }
+    };
+    let file = ClientFile { url: url.to_owned(), api_key };
+    file.write(data).map_err(|problem| {
+        Failure::new(
+            Exit::Failed,
+            format!("{} cannot be written: {problem}", data.join(connection::FILE_NAME).display()),
+        )
+    })?;
+    Ok(made)
+}
+
+type Part = Result<(), String>;
+
+async fn start_manager(
+    config: &UpConfig,
+    backend: &Backend,
+    authority: Arc<CertificateAuthority>,
+    shutdown: &CancellationToken,
+    parts: &mut JoinSet<Part>,
+) -> Result<std::net::SocketAddr, Failure> {
+    let (ready, listening) = oneshot::channel();
+    let manager = telecine_manager::run(
+        config.manager(),
+        backend.clone(),
+        authority,
+        Arc::new(TcpNetwork),
+        ready,
+        shutdown.clone(),
+    );
+    parts.spawn(async move { manager.await.map_err(|problem| problem.to_string()) });
+    match listening.await {
+        Ok(address) => Ok(address),
+        Err(_) => {
+            let problem = match parts.join_next().await {
+                Some(Ok(Err(problem))) => problem,
+                _ => "the manager ended at its start".to_owned(),
+            };
+            Err(Failure::new(Exit::Failed, problem))
+        }
+    }
+}
+
+/// As many local instances in each pool as the configuration says; those that are there count.
+async fn launch_instances(config: &UpConfig, embedded: &Embedded) -> Result<(), Failure> {
+    for (pool, _) in config.pools() {
+        let failed = |problem| Failure::new(Exit::Failed, format!("{problem}"));
+        let there = embedded.instances.status(&pool).await.map_err(failed)?.instances.len();
+        let missing = config.instances.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX));
+        if missing > 0 {
+            embedded.instances.launch(&pool, missing).await.map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn announce(data: &Path, url: &str, manager: &str, key: Option<&str>) -> Result<(), Failure> {
+    output::line(&format!("Telecine is ready: API {url}, manager {manager}, data {}", data.display()))?;
+    if let Some(key) = key {
+        output::line(&format!("First API key, shown this once and kept in client.toml there: {key}"))?;
+    }
+    output::line(&format!("Stop it with: telecine stop --data {}", data.display()))
+}
+
+/// Waits for a signal, or for the death of a part.
+async fn until_ending(parts: &mut JoinSet<Part>) -> Result<Ending, Failure> {
+    let listen = |kind| signal(kind).map_err(|problem| Failure::new(Exit::Failed, problem.to_string()));
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut drain = listen(SignalKind::user_defined1())?;
+    tokio::select! {
+        _ = interrupt.recv() => Ok(Ending::LeaveAgents),
+        _ = terminate.recv() => Ok(Ending::LeaveAgents),
+        _ = drain.recv() => Ok(Ending::DrainAgents),
+        Some(ended) = parts.join_next() => {
+            report(&ended);
+            Err(Failure::new(Exit::Failed, "a part of `up` has died; see the log above"))
+        }
+    }
+}
+
+fn report(ended: &Result<Part, tokio::task::JoinError>) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(problem)) => error!(problem, "a part of `up` has failed"),
+        Err(problem) => error!(%problem, "a part of `up` has died"),
+    }
+}

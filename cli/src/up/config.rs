@@ -1,0 +1,238 @@
+//! Settings of `up`: `telecine.toml` in the data folder, with the command line and environment over it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+use telecine_agent::config::{CapacityConfig, LogFormat as AgentLogFormat};
+use telecine_domain::id::{PoolName, RegionName};
+use telecine_manager::ManagerConfig;
+
+use crate::failure::{Exit, Failure};
+use crate::process::LogFormat;
+
+const FILE_NAME: &str = "telecine.toml";
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Arguments of `up`; each is a setting of `telecine.toml` too and wins over it.
+#[derive(Debug, Default, Args)]
+#[command(
+    after_help = "Examples:\n  telecine up --data ./data\n  telecine up --data ./data --listen 127.0.0.1:9000 --instances 2\n\nSettings may also stand in telecine.toml in the data folder, with the same names and underscores."
+)]
+pub(crate) struct Arguments {
+    /// Settings file [default: telecine.toml in the data folder, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the API [default: 127.0.0.1:8080]
+    #[arg(long, env = "TELECINE_LISTEN", value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Address where agents reach the manager [default: 127.0.0.1:8081]
+    #[arg(long, env = "TELECINE_MANAGER_LISTEN", value_name = "ADDRESS")]
+    manager_listen: Option<SocketAddr>,
+    /// Address of /metrics, /healthz and /readyz of the manager [default: none]
+    #[arg(long, env = "TELECINE_OBSERVE", value_name = "ADDRESS")]
+    observe: Option<SocketAddr>,
+    /// A region to run; may be repeated, the first is the default [default: local]
+    #[arg(long = "region", env = "TELECINE_REGIONS", value_delimiter = ',', value_name = "NAME")]
+    regions: Vec<RegionName>,
+    /// Local instances in each region [default: 1]
+    #[arg(long, env = "TELECINE_INSTANCES", value_name = "COUNT")]
+    instances: Option<u32>,
+    /// How long an attempt may be silent before it is lost [default: 60]
+    #[arg(long, env = "TELECINE_LEASE_SECONDS", value_name = "SECONDS")]
+    lease_seconds: Option<u64>,
+    /// Log as lines for people or as JSON [default: text]
+    #[arg(long, env = "TELECINE_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+/// Everything an operator of `up` may choose.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct UpConfig {
+    /// Address of the API.
+    pub listen: SocketAddr,
+    /// Address of the manager.
+    pub manager_listen: SocketAddr,
+    /// Address of the manager's metrics and health.
+    pub observe: Option<SocketAddr>,
+    /// The regions, the default one first.
+    pub regions: Vec<RegionName>,
+    /// Local instances in each region.
+    pub instances: u32,
+    /// How long an attempt may be silent, in seconds: 1 to 3,600.
+    pub lease_seconds: u64,
+    /// Longest time for agents to finish what they run when they are stopped, in seconds.
+    pub drain_seconds: u64,
+    /// The slice of the machine that each local instance offers; what is unset is detected.
+    pub capacity: CapacityConfig,
+    /// The form of the log.
+    pub log_format: LogChoice,
+    /// Which log lines are written; see `tracing-subscriber`'s EnvFilter. TELECINE_LOG wins.
+    pub log_filter: String,
+}
+
+/// The form of the log, as written in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LogChoice {
+    #[default]
+    Text,
+    Json,
+}
+
+impl From<LogChoice> for LogFormat {
+    fn from(choice: LogChoice) -> Self {
+        match choice {
+            LogChoice::Text => Self::Text,
+            LogChoice::Json => Self::Json,
+        }
+    }
+}
+
+impl From<LogChoice> for AgentLogFormat {
+    fn from(choice: LogChoice) -> Self {
+        match choice {
+            LogChoice::Text => Self::Text,
+            LogChoice::Json => Self::Json,
+        }
+    }
+}
+
+impl Default for UpConfig {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 8080).into(),
+            manager_listen: ([127, 0, 0, 1], 8081).into(),
+            observe: None,
+            regions: vec!["local".parse().expect("a constant name")],
+            instances: 1,
+            lease_seconds: 60,
+            drain_seconds: 60,
+            capacity: CapacityConfig::default(),
+            log_format: LogChoice::default(),
+            log_filter: "info".to_owned(),
+        }
+    }
+}
+
+impl UpConfig {
+    /// Reads the file, lays the arguments over it and checks the whole.
+    ///
+    /// # Errors
+    /// When the file or a setting is wrong; the message names it.
+    pub(super) fn load(data: &Path, arguments: Arguments) -> Result<Self, Failure> {
+        let config = Self::read(data, arguments.config.as_deref())?.overlaid(arguments);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn read(data: &Path, given: Option<&Path>) -> Result<Self, Failure> {
+        let path = given.map_or_else(|| data.join(FILE_NAME), Path::to_owned);
+        let failed = |problem: String| Failure::new(Exit::Usage, format!("{}: {problem}", path.display()));
+        match std::fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).map_err(|problem| failed(problem.to_string())),
+            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound && given.is_none() => {
+                Ok(Self::default())
+            }
+            Err(problem) => Err(failed(problem.to_string())),
+        }
+    }
+
+    fn overlaid(self, arguments: Arguments) -> Self {
+        let log_format = arguments.log_format.map(|format| match format {
+            LogFormat::Text => LogChoice::Text,
+            LogFormat::Json => LogChoice::Json,
+        });
+        Self {
+            listen: arguments.listen.unwrap_or(self.listen),
+            manager_listen: arguments.manager_listen.unwrap_or(self.manager_listen),
+            observe: arguments.observe.or(self.observe),
+            regions: if arguments.regions.is_empty() { self.regions } else { arguments.regions },
+            instances: arguments.instances.unwrap_or(self.instances),
+            lease_seconds: arguments.lease_seconds.unwrap_or(self.lease_seconds),
+            log_format: log_format.unwrap_or(self.log_format),
+            ..self
+        }
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let wrong =
+            |setting: &str, problem: &str| Err(Failure::usage(format!("the setting `{setting}`: {problem}")));
+        if self.regions.is_empty() {
+            return wrong("regions", "at least one region is needed");
+        }
+        if !(1..=3600).contains(&self.lease_seconds) {
+            return wrong("lease_seconds", "1 to 3,600 seconds are possible");
+        }
+        if self.instances > 64 {
+            return wrong("instances", "at most 64 local instances in a region are possible");
+        }
+        if self.listen == self.manager_listen && self.listen.port() != 0 {
+            return wrong("manager_listen", "it is the address of the API; two different ones are needed");
+        }
+        self.manager().validate().map_err(|problem| Failure::usage(problem.to_string()))
+    }
+
+    /// The settings of the manager in this process.
+    pub(super) fn manager(&self) -> ManagerConfig {
+        let lease = Duration::from_secs(self.lease_seconds);
+        ManagerConfig {
+            regions: self.regions.clone(),
+            listen: self.manager_listen.to_string(),
+            observe: self.observe.map(|address| address.to_string()),
+            lease,
+            heartbeat: (lease / 4).min(LONGEST_HEARTBEAT),
+            ..ManagerConfig::default()
+        }
+    }
+
+    /// One pool of local instances for each region, named after it.
+    pub(super) fn pools(&self) -> impl Iterator<Item = (PoolName, RegionName)> {
+        self.regions.iter().map(|region| {
+            let pool = region.as_str().parse().expect("a region's name can be a pool's");
+            (pool, region.clone())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, arguments: Arguments) -> Result<UpConfig, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE_NAME), text).unwrap();
+        UpConfig::load(folder.path(), arguments)
+    }
+
+    #[test]
+    fn arguments_win_over_the_file_and_the_file_over_defaults() {
+        let arguments = Arguments { lease_seconds: Some(3), ..Arguments::default() };
+        let config = load("instances = 2\nlease_seconds = 9\n", arguments).unwrap();
+        assert_eq!((config.instances, config.lease_seconds, config.drain_seconds), (2, 3, 60));
+        assert_eq!(config.manager().heartbeat, Duration::from_millis(750));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, named) in [
+            ("colour = 1", "colour"),
+            ("regions = []", "regions"),
+            ("regions = [\"a\", \"a\"]", "regions"),
+            ("lease_seconds = 0", "lease_seconds"),
+            ("instances = 100", "instances"),
+            ("manager_listen = \"127.0.0.1:8080\"", "manager_listen"),
+        ] {
+            let failure = load(text, Arguments::default()).unwrap_err();
+            assert!(failure.to_string().contains(named), "{text}: {failure}");
+            assert_eq!(failure.exit, Exit::Usage);
+        }
+        let missing = Arguments { config: Some("/nonexistent.toml".into()), ..Arguments::default() };
+        assert!(
+            UpConfig::load(Path::new("/"), missing).unwrap_err().to_string().contains("/nonexistent.toml")
+        );
+    }
+}

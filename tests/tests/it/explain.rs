@@ -1,0 +1,32 @@
+//! `explain` names the resource, the need, the nearest instance and the next step.
+
+use serde_json::json;
+use telecine_tests::up::{Up, text};
+
+use crate::spine::{path, write};
+
+#[test]
+fn a_job_that_is_too_large_is_explained() {
+    let up = Up::start(&[]);
+    let version = json!({
+        "service": "nothing", "version": "1.0.0", "launch": {"command": {"program": "/bin/true"}},
+        "resources": {"cpu_milli": 100, "memory_bytes": 4096u64 << 30}, "processing_schema": true, "lifecycle": "stable",
+    });
+    write(&up, "version.json", &version);
+    up.cli(&["engines", "publish", "--file", &path(&up, "version.json")]);
+    write(&up, "composition", &json!({"inputs": {}, "outputs": {}}));
+    let job = text(
+        &up.cli(&["jobs", "submit", "--service", "nothing", "--file", &path(&up, "composition")]),
+        "/id",
+    );
+    up.until("an instance is ready", |up| {
+        up.cli(&["instances", "list"])["data"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|i| i["state"] == "ready"))
+    });
+    let instance = text(&up.cli(&["instances", "list"]), "/data/0/id");
+    let told = String::from_utf8_lossy(&up.try_cli(&["jobs", "explain", &job]).stdout).into_owned();
+    for named in ["memory", "4.00 TiB", &instance] {
+        assert!(told.contains(named), "{named} is not in:\n{told}");
+    }
+}

@@ -1,0 +1,63 @@
+//! A system whose engine is a shell in a sandboxed container: jobs that do exactly what a test needs.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use telecine_tests::up::{Up, text};
+use telecine_tests::{image, skip};
+
+use crate::spine::{path, write};
+
+/// A system with a plain engine that runs a shell script, in which `$IN` and `$OUT` are an input and an output.
+pub(crate) struct Workshop {
+    pub(crate) up: Up,
+    pub(crate) store: String,
+}
+
+/// Starts one, or says why it cannot.
+pub(crate) fn workshop(arguments: &[&str]) -> Option<Workshop> {
+    let Some(image) = image("TELECINE_PROBE_IMAGE") else {
+        skip("TELECINE_PROBE_IMAGE names no image (scripts/build-test-images)");
+        return None;
+    };
+    let up = Up::start(arguments);
+    let store = up.local_store("shelf", &up.folder("shelf"));
+    let version = json!({
+        "service": "shell", "version": "1.0.0",
+        "launch": {"plain": {"image": image, "arguments": ["sh", "-c"]}},
+        "resources": {"cpu_milli": 100, "memory_bytes": 64u64 << 20},
+        "processing_schema": true, "lifecycle": "stable",
+    });
+    write(&up, "version.json", &version);
+    up.cli(&["engines", "publish", "--file", &path(&up, "version.json")]);
+    Some(Workshop { up, store })
+}
+
+impl Workshop {
+    /// Submits a job that runs `script`; its one output is `made/NAME`.
+    pub(crate) fn submit(&self, name: &str, script: &str) -> String {
+        let composition = json!({
+            "inputs": {},
+            "processing": {"arguments": [script]},
+            "outputs": {"made": {"store": self.store, "key": format!("made/{name}")}},
+        });
+        write(&self.up, name, &composition);
+        let file = path(&self.up, name);
+        text(&self.up.cli(&["jobs", "submit", "--service", "shell", "--file", &file]), "/id")
+    }
+
+    /// Whether its engine works.
+    pub(crate) fn is_running(&self, job: &str) -> bool {
+        self.up.cli(&["jobs", "get", job])["state"] == "running"
+    }
+
+    /// Its attempts, first to last.
+    pub(crate) fn attempts(&self, job: &str) -> Vec<Value> {
+        self.up.cli(&["jobs", "attempts", job])["data"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// What a job has published under `made/NAME`.
+    pub(crate) fn made(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.up.folder("shelf").join("made").join(name)).ok()
+    }
+}
