@@ -5,8 +5,10 @@
 //! first word names the attempt with its epoch.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -107,12 +109,23 @@ pub fn listen(socket: &Path, attempt: AttemptId) -> io::Result<WorkerEnd> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(socket)?;
+    let (_folder, short) = shortened(socket)?;
+    let listener = UnixListener::bind(short)?;
     let (to_worker, incoming) = mpsc::channel(QUEUE);
     let (outgoing, from_worker) = mpsc::channel(QUEUE);
     // Ends when the worker drops its end.
     tokio::spawn(serve(listener, attempt, to_worker, from_worker));
     Ok(WorkerEnd { incoming, outgoing })
+}
+
+/// The same socket by a path of a few characters, good while the folder is held: addresses of sockets end after 107
+/// bytes (`unix(7)`), and a data folder may lie deeper than that.
+fn shortened(socket: &Path) -> io::Result<(File, PathBuf)> {
+    let no_name = || io::Error::new(io::ErrorKind::InvalidInput, "a socket has a folder and a name");
+    let (folder, name) = socket.parent().zip(socket.file_name()).ok_or_else(no_name)?;
+    let folder = File::open(folder)?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    Ok((folder, short))
 }
 
 async fn serve(
@@ -178,7 +191,8 @@ async fn converse(
 /// # Errors
 /// When nobody answers, or somebody else.
 pub async fn connect(socket: &Path, attempt: AttemptId) -> Result<(CoordinatorEnd, i32), ControlError> {
-    let stream = UnixStream::connect(socket).await?;
+    let (_folder, short) = shortened(socket)?;
+    let stream = UnixStream::connect(short).await?;
     let pid = stream.peer_cred()?.pid().unwrap_or(0);
     let (mut reader, mut writer) = same_user(stream)?;
     write_line(&mut writer, &ToWorker::Attach(attempt)).await?;
@@ -265,6 +279,16 @@ mod tests {
         let (mut third, _) = connect(&socket, attempt).await.unwrap();
         drop(worker);
         assert_eq!(third.incoming.recv().await, None, "what was answered is not said again; the end is seen");
+    }
+
+    #[tokio::test]
+    async fn a_folder_deeper_than_a_socket_address_works() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("d".repeat(100)).join("e".repeat(100));
+        std::fs::create_dir_all(&deep).unwrap();
+        let attempt = assignment().attempt;
+        let _worker = listen(&deep.join("worker.sock"), attempt).unwrap();
+        connect(&deep.join("worker.sock"), attempt).await.expect("the length of the path does not matter");
     }
 
     #[tokio::test]

@@ -1,10 +1,10 @@
 //! `telecine engines`: publish and retire engine versions.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use telecine_api::view::engine::EngineVersion;
 use telecine_domain::resources::Resources;
 
@@ -25,8 +25,8 @@ const PUBLISH_EXAMPLES: &str = r#"Examples:
       telecine engines publish transcode --version 1.0.0 --cpu 2 --memory 2GiB --plain \
           --image registry.example.com/ffmpeg@sha256:9f86d081884c7d65... \
           --argument=-i --argument={input.source} --argument={output.rendition}
-  From a document with everything in it:
-      telecine engines publish transform --file engine.json"#;
+  From the description beside its source, with the image just pushed:
+      telecine engines publish transform --file engine-version.json --image registry.example.com/transform@sha256:9f86..."#;
 
 /// What can be done with engine versions.
 #[derive(Debug, Subcommand)]
@@ -68,8 +68,8 @@ pub(crate) struct Named {
 pub(crate) struct PublishArguments {
     /// The service whose work it does
     service: String,
-    /// File with the whole request as JSON, or `-`
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["version", "image", "program", "schema"])]
+    /// File with the version as JSON, or `-`; --version and --image win over what it says
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["program", "schema"])]
     file: Option<PathBuf>,
     /// Semantic version
     #[arg(long, required_unless_present = "file")]
@@ -140,7 +140,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
 
 async fn publication(arguments: &PublishArguments) -> Result<Value, Failure> {
     if let Some(file) = &arguments.file {
-        return document::read(file).await;
+        return described(file, arguments).await;
     }
     let mut body = json!({
         "version": arguments.version,
@@ -158,6 +158,36 @@ async fn publication(arguments: &PublishArguments) -> Result<Value, Failure> {
         body["processing_schema"] = document::read(schema).await?;
     }
     Ok(body)
+}
+
+/// A file as it lies beside an engine's source: `launch` may be just `grpc` or `plain`, with the image on the command
+/// line, and `processing_schema` the path of the schema beside the file.
+async fn described(file: &Path, arguments: &PublishArguments) -> Result<Value, Failure> {
+    let mut body: Map<String, Value> = document::read(file).await?;
+    if let Some(service) = body.remove("service")
+        && service != arguments.service
+    {
+        return Err(Failure::usage(format!(
+            "{} describes service {service}, not {}",
+            file.display(),
+            arguments.service
+        )));
+    }
+    if let Some(version) = &arguments.version {
+        body.insert("version".to_owned(), json!(version));
+    }
+    if let Some(Value::String(schema)) = body.get("processing_schema") {
+        let schema = file.parent().unwrap_or(Path::new("")).join(schema);
+        body.insert("processing_schema".to_owned(), document::read(&schema).await?);
+    }
+    if let Some(image) = &arguments.image {
+        let launch = body.entry("launch").or_insert_with(|| json!("grpc"));
+        if let Value::String(kind) = launch {
+            *launch = json!({"kind": kind, "arguments": []});
+        }
+        launch["image"] = json!(image);
+    }
+    Ok(Value::Object(body))
 }
 
 fn launch(arguments: &PublishArguments) -> Value {

@@ -27,6 +27,8 @@ pub(crate) enum Command {
     List(list::Arguments),
     /// Follow a job until it ends
     Watch(watch::Arguments),
+    /// List a job's attempts, with the time of every phase and what they moved
+    Attempts(show::Arguments),
     /// Print what the engine wrote
     Logs(logs::Arguments),
     /// Say why a job waits or failed, and what would help
@@ -54,6 +56,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<ExitCode, F
         Command::Submit(arguments) => return submit::run(&client, format, arguments).await,
         Command::Watch(arguments) => return watch::run(&client, format, &arguments).await,
         Command::Get(arguments) => show::get(&client, format, &arguments).await?,
+        Command::Attempts(arguments) => show::list_attempts(&client, format, &arguments).await?,
         Command::Explain(arguments) => show::explain(&client, format, &arguments).await?,
         Command::List(arguments) => list::run(&client, format, &arguments).await?,
         Command::Logs(arguments) => logs::run(&client, format, &arguments).await?,

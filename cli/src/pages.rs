@@ -9,6 +9,7 @@ use crate::failure::Failure;
 
 /// Which part of a list.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// Most items
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]

@@ -1,6 +1,7 @@
 //! What every process of Telecine sets up once: the TLS provider, the runtime, the log.
 
 use std::future::Future;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -50,6 +51,7 @@ pub(crate) fn start_log(format: LogFormat, filter: &str) -> Result<(), Failure> 
     let filter = EnvFilter::try_new(&chosen)
         .map_err(|error| Failure::usage(format!("`{chosen}` is not a log filter: {error}")))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = subscriber.with_ansi(std::io::stderr().is_terminal());
     let started = match format {
         LogFormat::Text => subscriber.with_target(false).try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),

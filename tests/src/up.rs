@@ -167,6 +167,26 @@ impl Up {
         id
     }
 
+    /// Publishes version 1.0.0 of a service as stable; `launch` are flags such as `--plain --image REF --argument sh`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn publish(&self, service: &str, memory: &str, launch: &[&str]) {
+        let fixed = [
+            "engines",
+            "publish",
+            service,
+            "--version",
+            "1.0.0",
+            "--stable",
+            "--cpu",
+            "0.1",
+            "--memory",
+            memory,
+        ];
+        self.cli(&fixed.iter().chain(launch).copied().collect::<Vec<_>>());
+    }
+
     /// Waits for a job to be over and returns it.
     ///
     /// # Panics

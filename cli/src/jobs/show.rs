@@ -51,6 +51,40 @@ pub(crate) async fn explain(client: &Client, format: Format, arguments: &Argumen
     format.print(&explanation, |explanation| output::printable(&explanation.text))
 }
 
+/// Shows a job's attempts, with what they moved.
+///
+/// # Errors
+/// When there is no such job.
+pub(crate) async fn list_attempts(
+    client: &Client,
+    format: Format,
+    arguments: &Arguments,
+) -> Result<(), Failure> {
+    let call = Call::new(Method::GET, &["jobs", &arguments.job, "attempts"]).query("limit", Some(200));
+    let listed: Listed<Attempt> = client.get(call).await?;
+    format.print(&listed, |listed| {
+        format!("{}\n\n{}", attempts_table(&listed.data), counters_table(&listed.data))
+    })
+}
+
+fn counters_table(attempts: &[Attempt]) -> String {
+    let counted = attempts.iter().filter_map(|attempt| Some((attempt.attempt, attempt.counters?)));
+    output::rows(
+        ["ATTEMPT", "READ BY ENGINE", "WRITTEN BY ENGINE", "REQUESTS", "FETCHED", "SENT", "STORE REQUESTS"],
+        counted.map(|(attempt, counters)| {
+            [
+                attempt.to_string(),
+                display_bytes(counters.mount_bytes_read),
+                display_bytes(counters.mount_bytes_written),
+                counters.mount_requests.to_string(),
+                display_bytes(counters.store_bytes_read),
+                display_bytes(counters.store_bytes_written),
+                counters.store_requests.to_string(),
+            ]
+        }),
+    )
+}
+
 /// The attempts of a job.
 ///
 /// # Errors

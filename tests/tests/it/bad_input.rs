@@ -66,12 +66,7 @@ fn an_image_that_is_not_in_the_registry_fails_the_job_by_name() {
     let Some(shop) = workshop(&[]) else { return };
     let image = telecine_tests::image("TELECINE_PROBE_IMAGE").expect("the workshop has it");
     let missing = format!("{}@sha256:{}", image.split('@').next().unwrap_or_default(), "0".repeat(64));
-    let version = json!({
-        "service": "missing", "version": "1.0.0", "launch": {"plain": {"image": missing}},
-        "resources": {"cpu_milli": 100, "memory_bytes": 64u64 << 20}, "processing_schema": true, "lifecycle": "stable",
-    });
-    write(&shop.up, "missing.json", &version);
-    shop.up.cli(&["engines", "publish", "--file", &path(&shop.up, "missing.json")]);
+    shop.up.publish("missing", "64MiB", &["--plain", "--image", &missing]);
     write(&shop.up, "composition", &json!({"inputs": {}, "outputs": {}}));
     let job =
         shop.up.cli(&["jobs", "submit", "--service", "missing", "--file", &path(&shop.up, "composition")]);

@@ -8,12 +8,7 @@ use crate::spine::{path, write};
 #[test]
 fn a_job_that_is_too_large_is_explained() {
     let up = Up::start(&[]);
-    let version = json!({
-        "service": "nothing", "version": "1.0.0", "launch": {"command": {"program": "/bin/true"}},
-        "resources": {"cpu_milli": 100, "memory_bytes": 4096u64 << 30}, "processing_schema": true, "lifecycle": "stable",
-    });
-    write(&up, "version.json", &version);
-    up.cli(&["engines", "publish", "--file", &path(&up, "version.json")]);
+    up.publish("nothing", "4096GiB", &["--program", "/bin/true"]);
     write(&up, "composition", &json!({"inputs": {}, "outputs": {}}));
     let job = text(
         &up.cli(&["jobs", "submit", "--service", "nothing", "--file", &path(&up, "composition")]),

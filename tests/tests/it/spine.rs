@@ -8,8 +8,6 @@ use telecine_tests::{clip, image, skip};
 /// A running system with the transform engine, an inbox, an outbox and a factory between them.
 pub(crate) struct Studio {
     pub(crate) up: Up,
-    pub(crate) inbox: String,
-    pub(crate) outbox: String,
     pub(crate) factory: String,
 }
 
@@ -22,14 +20,7 @@ pub(crate) fn studio() -> Option<Studio> {
     let up = Up::start(&[]);
     let inbox = up.local_store("inbox", &up.folder("inbox"));
     let outbox = up.local_store("outbox", &up.folder("outbox"));
-    let version = json!({
-        "service": "transform", "version": "1.0.0",
-        "launch": {"grpc": {"image": image}},
-        "resources": {"cpu_milli": 500, "memory_bytes": 512u64 << 20},
-        "processing_schema": true, "lifecycle": "stable",
-    });
-    write(&up, "version.json", &version);
-    up.cli(&["engines", "publish", "--file", &path(&up, "version.json")]);
+    up.publish("transform", "512MiB", &["--image", &image]);
     let factory = json!({
         "name": "renditions", "service": "transform", "engine_version": "1.0.0",
         "composition": {
@@ -40,8 +31,8 @@ pub(crate) fn studio() -> Option<Studio> {
         "watch": [{"store": inbox, "suffixes": [".mov"]}],
     });
     write(&up, "factory.json", &factory);
-    let factory = text(&up.cli(&["factories", "create", "--file", &path(&up, "factory.json")]), "/id");
-    Some(Studio { up, inbox, outbox, factory })
+    let factory = text(&up.cli(&["factories", "create", "--document", &path(&up, "factory.json")]), "/id");
+    Some(Studio { up, factory })
 }
 
 /// Writes a JSON document beside the data folder.

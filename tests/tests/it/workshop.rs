@@ -22,14 +22,7 @@ pub(crate) fn workshop(arguments: &[&str]) -> Option<Workshop> {
     };
     let up = Up::start(arguments);
     let store = up.local_store("shelf", &up.folder("shelf"));
-    let version = json!({
-        "service": "shell", "version": "1.0.0",
-        "launch": {"plain": {"image": image, "arguments": ["sh", "-c"]}},
-        "resources": {"cpu_milli": 100, "memory_bytes": 64u64 << 20},
-        "processing_schema": true, "lifecycle": "stable",
-    });
-    write(&up, "version.json", &version);
-    up.cli(&["engines", "publish", "--file", &path(&up, "version.json")]);
+    up.publish("shell", "64MiB", &["--plain", "--image", &image, "--argument", "sh", "--argument=-c"]);
     Some(Workshop { up, store })
 }
 

@@ -15,7 +15,7 @@ pub(crate) struct Client {
 impl Client {
     /// With a fresh API key of `up`.
     pub(crate) fn of(up: &Up) -> Self {
-        let key = text(&up.cli(&["keys", "create", "bench"]), "/secret");
+        let key = text(&up.cli(&["keys", "create", "--name", "bench"]), "/secret");
         Self { http: reqwest::Client::new(), url: up.url(), key }
     }
 
@@ -54,7 +54,7 @@ impl Client {
     /// Publishes an engine version that needs next to nothing.
     pub(crate) async fn publish(&self, service: &str, launch: Value) -> Result<()> {
         let version = json!({
-            "version": "1.0.0", "launch": launch, "resources": {"cpu_milli": 100, "memory_bytes": 16 << 20},
+            "version": "1.0.0", "launch": launch, "resources": {"cpu_milli": 100, "memory_bytes": 16 << 20, "scratch_bytes": 0, "gpus": 0},
             "processing_schema": true, "lifecycle": "stable", "changelog": "",
         });
         self.post(&format!("/v1/services/{service}/engine-versions"), &version).await.map(drop)

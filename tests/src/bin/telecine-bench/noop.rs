@@ -20,7 +20,7 @@ pub(crate) async fn one_container_at_a_time(figures: &mut Figures) -> Result<()>
     let image = image("TELECINE_NOOP_IMAGE").context("TELECINE_NOOP_IMAGE names no image")?;
     let up = Up::start(&[]);
     let client = Client::of(&up);
-    client.publish("noop", json!({"plain": {"image": image}})).await?;
+    client.publish("noop", json!({"kind": "plain", "image": image})).await?;
     let mut docker = Docker::connect().await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for run in 0..RUNS + 3 {
@@ -57,7 +57,7 @@ fn spread(series: &[f64]) -> String {
 pub(crate) async fn a_thousand_processes(figures: &mut Figures) -> Result<()> {
     let up = Up::start(&[]);
     let client = Client::of(&up);
-    client.publish("true", json!({"command": {"program": "/bin/true"}})).await?;
+    client.publish("true", json!({"kind": "command", "program": "/bin/true"})).await?;
     let before = processor_seconds(&up);
     let start = Instant::now();
     let batch = json!({"jobs": vec![nothing("true"); JOBS]});

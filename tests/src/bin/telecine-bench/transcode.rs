@@ -33,7 +33,7 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     fs::copy(shelf.join("clip.mov"), local.join("clip.mov"))?;
     std::os::unix::fs::chown(&local, Some(65534), Some(65534))?;
     let launch =
-        json!({"plain": {"image": image, "arguments": arguments("{input.source}", "{output.made}")}});
+        json!({"kind": "plain", "image": image, "arguments": arguments("{input.source}", "{output.made}")});
     client.publish("ffmpeg", launch).await?;
     let mut docker = Docker::connect().await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
