@@ -12,6 +12,9 @@ use crate::binary;
 /// How long anything on one machine may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How long agents have to clean up after their workers when a test is over.
+const LAST_PATIENCE: Duration = Duration::from_secs(15);
+
 /// A running `telecine up`.
 pub struct Up {
     folder: tempfile::TempDir,
@@ -203,16 +206,24 @@ impl Up {
 }
 
 impl Drop for Up {
+    /// Ends everything, jobs of a failed test too: workers first, so that their agents clean up after them.
     fn drop(&mut self) {
-        let stopped = self.try_cli(&["stop", "--now"]);
-        if !stopped.status.success() && std::thread::panicking() {
-            note(&String::from_utf8_lossy(&stopped.stderr));
-        }
         if let Some(mut child) = self.child.take() {
-            // Already ended by `stop`; killing again is harmless for a child we have not waited for.
+            // A child that has ended already is as good.
             child.kill().ok();
             child.wait().ok();
         }
+        for worker in self.processes("worker") {
+            worker.signal(rustix::process::Signal::CONT);
+            worker.signal(rustix::process::Signal::KILL);
+        }
+        let agents = self.processes("agent");
+        agents.iter().for_each(|agent| agent.signal(rustix::process::Signal::TERM));
+        let start = Instant::now();
+        while agents.iter().any(Process::is_alive) && start.elapsed() < LAST_PATIENCE {
+            pause(Duration::from_millis(20));
+        }
+        agents.iter().for_each(|agent| agent.signal(rustix::process::Signal::KILL));
     }
 }
 
@@ -234,11 +245,6 @@ pub fn pause(duration: Duration) {
 fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-#[expect(clippy::print_stderr, reason = "shown with a failing test")]
-fn note(text: &str) {
-    eprintln!("telecine stop: {text}");
 }
 
 /// A process of this system, found by what it was started with.

@@ -57,7 +57,12 @@ fn what_is_not_media_fails_with_class_input_and_the_reason() {
     let job = text(&jobs_of(&studio.up, &studio.factory)[0], "/id");
     let done = studio.up.finished(&job);
     assert_eq!((&done["state"], &done["failure"]["class"]), (&json!("failed"), &json!("input")), "{done:#}");
-    assert!(done["failure"]["message"].as_str().is_some_and(|m| m.contains("Invalid data")), "{done:#}");
+    assert!(
+        done["failure"]["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("cannot be read as media: moov atom not found")),
+        "{done:#}"
+    );
     assert!(!studio.up.folder("outbox").join("renditions/letter.mp4").exists());
 }
 

@@ -118,7 +118,7 @@ fn a_worker_stopped_past_its_lease_publishes_nothing() {
     stale.signal(Signal::CONT);
     shop.up.until("the stale worker is gone", |_| !stale.is_alive());
     assert_eq!(shop.made("stale"), published, "the stale attempt changed nothing");
-    assert_eq!(published.as_deref(), Some("2\n"));
+    assert_eq!(published.as_deref(), Some("2"));
     let attempts = shop.attempts(&job);
     assert_eq!(attempts[0]["state"], "lost", "{attempts:#?}");
 }

@@ -40,7 +40,7 @@ fn the_container_has_no_network_no_capabilities_no_writable_root_and_no_credenti
         echo changed > {input.text} && echo input-writable; \
         ls /var/run/docker.sock /run/docker.sock /dev/fuse && echo device-visible; \
         echo processes=$(ls -d /proc/[0-9]* | wc -l); \
-        env; grep -rsiE 'secre[t]|toke[n]|passwor[d]|PRIVATE KE[Y]' /telecine/job.json /telecine/run && echo secret-visible; true";
+        env; grep -rsiE 'secre[t]|toke[n]|passwor[d]|PRIVATE KE[Y]' /telecine/job.json /telecine/run && echo key-visible; true";
     let Some(facts) = inside(script) else { return };
     let has = |line: &str| facts.lines().any(|l| l.split_whitespace().collect::<Vec<_>>().join(" ") == line);
     assert!(has("user=65534:65534"), "{facts}");
@@ -49,8 +49,7 @@ fn the_container_has_no_network_no_capabilities_no_writable_root_and_no_credenti
     }
     assert!(has("NoNewPrivs: 1") && has("Seccomp: 2"), "{facts}");
     assert!(has("interfaces=lo"), "{facts}");
-    for escape in ["root-writable", "attempt-writable", "input-writable", "device-visible", "secret-visible"]
-    {
+    for escape in ["root-writable", "attempt-writable", "input-writable", "device-visible", "key-visible"] {
         assert!(!has(escape), "{escape}: {facts}");
     }
     for name in ["AWS_", "TELECINE_API_KEY", "TELECINE_DATA"] {

@@ -27,11 +27,11 @@ pub(crate) fn workshop(arguments: &[&str]) -> Option<Workshop> {
 }
 
 impl Workshop {
-    /// Submits a job that runs `script`; its one output is `made/NAME`.
+    /// Submits a job that runs `script`, in which `{output.made}` is the path of its one output, `made/NAME`.
     pub(crate) fn submit(&self, name: &str, script: &str) -> String {
         let composition = json!({
             "inputs": {},
-            "processing": {"arguments": [script]},
+            "processing": {"arguments": [script.replace("{output.made}", "\"$1\""), "sh", "{output.made}"]},
             "outputs": {"made": {"store": self.store, "key": format!("made/{name}")}},
         });
         write(&self.up, name, &composition);
