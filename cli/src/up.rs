@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::cli::Global;
 use crate::connection::{self, ClientFile};
@@ -37,6 +37,9 @@ use crate::process;
 pub(crate) use config::Arguments;
 use config::UpConfig;
 use provision::{Joining, LocalProvisioner};
+
+/// Longest time for requests, streams and the manager's sessions to end.
+const DRAIN: Duration = Duration::from_secs(15);
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,16 +117,51 @@ async fn platform(
     announce(data, &url, &manager.to_string(), key.as_deref())?;
 
     let ending = until_ending(&mut parts).await;
+    tokio::select! {
+        () = wind_up(config, embedded, &ending, &shutdown, &mut parts) => {}
+        () = another_signal() => warn!("a second signal: ending at once, agents go on"),
+    }
+    ending.map(|_| ExitCode::SUCCESS)
+}
+
+/// Drains the agents if that is asked for, then the parts of this process.
+async fn wind_up(
+    config: &UpConfig,
+    embedded: &Embedded,
+    ending: &Result<Ending, Failure>,
+    shutdown: &CancellationToken,
+    parts: &mut JoinSet<Part>,
+) {
     if matches!(ending, Ok(Ending::DrainAgents)) {
         embedded.close().await;
         let left = embedded.instances.drain_all(Duration::from_secs(config.drain_seconds)).await;
         info!(left, "agents have drained");
     }
     shutdown.cancel();
-    while let Some(ended) = parts.join_next().await {
-        report(&ended);
+    let ended = async {
+        while let Some(ended) = parts.join_next().await {
+            report(&ended);
+        }
+    };
+    // Somebody may hold a connection open for ever.
+    if tokio::time::timeout(DRAIN, ended).await.is_err() {
+        warn!("not every connection ended in time");
     }
-    ending.map(|_| ExitCode::SUCCESS)
+}
+
+/// Waits for a signal to end while the first one is still being obeyed.
+async fn another_signal() {
+    let listen =
+        |kind| signal(kind).inspect_err(|problem| warn!(%problem, "a second signal cannot be heard"));
+    match (listen(SignalKind::interrupt()), listen(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
 }
 
 async fn first_account(backend: &Backend, config: &UpConfig) -> Result<Account, Failure> {

@@ -189,6 +189,11 @@ impl UpConfig {
         }
     }
 
+    /// How many agents share this machine.
+    pub(super) fn agents(&self) -> u32 {
+        self.instances.saturating_mul(u32::try_from(self.regions.len()).unwrap_or(u32::MAX))
+    }
+
     /// One pool of local instances for each region, named after it.
     pub(super) fn pools(&self) -> impl Iterator<Item = (PoolName, RegionName)> {
         self.regions.iter().map(|region| {

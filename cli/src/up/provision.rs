@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use telecine_agent::config::{AgentConfig, CapacityConfig};
+use telecine_agent::inventory;
 use telecine_core::backend::Backend;
 use telecine_core::enrolment::{self, Binding, EnrolmentError};
 use telecine_domain::id::{PoolName, RegionName};
@@ -48,7 +49,7 @@ impl LocalProvisioner {
         Ok(Self {
             ca_file: data.join("ca/ca.pem"),
             regions: config.pools().collect(),
-            capacity: config.capacity,
+            capacity: share(config.capacity, config.agents(), &data),
             log_format: config.log_format,
             joining: watch::Sender::new(None),
         })
@@ -96,6 +97,23 @@ impl Provisioner for LocalProvisioner {
     }
 }
 
+/// The slice of this machine that one of `count` agents offers: what is set, else an equal share of what there is.
+/// Without it each of them would offer all of it.
+fn share(given: CapacityConfig, count: u32, data: &Path) -> CapacityConfig {
+    let existing = data.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    let (Ok(machine), 2..) = (inventory::measure(existing, &CapacityConfig::default()), count) else {
+        // One agent measures for itself, and says why when it cannot.
+        return given;
+    };
+    let (all, count) = (machine.capacity, u64::from(count));
+    CapacityConfig {
+        cpu_milli: given.cpu_milli.or(Some((all.cpu_milli / count).max(1))),
+        memory_bytes: given.memory_bytes.or(Some(all.memory_bytes / count)),
+        scratch_bytes: given.scratch_bytes.or(Some(all.scratch_bytes / count)),
+        gpus: given.gpus.or(Some(all.gpus / count)),
+    }
+}
+
 /// A fresh token; one that was recorded but never reached its file is taken back.
 async fn new_token(backend: &Backend, binding: Binding) -> Result<String, String> {
     let told = |problem: EnrolmentError| problem.to_string();
@@ -127,4 +145,19 @@ fn write_token(path: &Path, token: &str) -> Result<(), String> {
         std::fs::rename(&temporary, path)
     })();
     written.map_err(|problem: std::io::Error| format!("{}: {problem}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_of_one_machine_share_it() {
+        let data = Path::new("/tmp/not/there/yet");
+        let given = CapacityConfig { cpu_milli: Some(700), ..CapacityConfig::default() };
+        assert_eq!(share(given, 1, data), given);
+        let all = inventory::measure(Path::new("/tmp"), &CapacityConfig::default()).unwrap().capacity;
+        let shared = share(given, 4, data);
+        assert_eq!((shared.cpu_milli, shared.memory_bytes), (Some(700), Some(all.memory_bytes / 4)));
+    }
 }
