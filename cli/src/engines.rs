@@ -25,8 +25,9 @@ const PUBLISH_EXAMPLES: &str = r#"Examples:
       telecine engines publish transcode --version 1.0.0 --cpu 2 --memory 2GiB --plain \
           --image registry.example.com/ffmpeg@sha256:9f86d081884c7d65... \
           --argument=-i --argument={input.source} --argument={output.rendition}
-  From the description beside its source, with the image just pushed:
-      telecine engines publish transform --file engine-version.json --image registry.example.com/transform@sha256:9f86..."#;
+  From the description beside its source, with the image just pushed; options win over what it says:
+      telecine engines publish transform --file engine-version.json --version 1.0.1 \
+          --image registry.example.com/transform@sha256:9f86..."#;
 
 /// What can be done with engine versions.
 #[derive(Debug, Subcommand)]
@@ -68,8 +69,8 @@ pub(crate) struct Named {
 pub(crate) struct PublishArguments {
     /// The service whose work it does
     service: String,
-    /// File with the version as JSON, or `-`; --version and --image win over what it says
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["program", "schema"])]
+    /// File with the request as JSON, or `-`; options win over what it says
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Semantic version
     #[arg(long, required_unless_present = "file")]
@@ -86,18 +87,18 @@ pub(crate) struct PublishArguments {
     /// An argument of a plain engine or program; may be given several times
     #[arg(long = "argument", value_name = "ARGUMENT", allow_hyphen_values = true)]
     arguments: Vec<String>,
-    /// Cores a job needs
-    #[arg(long, value_parser = quantity::cores, default_value = "1", value_name = "CORES")]
-    cpu: u64,
-    /// Memory a job needs
-    #[arg(long, value_parser = quantity::size, default_value = "1GiB", value_name = "SIZE")]
-    memory: u64,
-    /// Scratch space a job needs
-    #[arg(long, value_parser = quantity::size, default_value = "0", value_name = "SIZE")]
-    scratch: u64,
-    /// GPUs a job needs
-    #[arg(long, default_value_t = 0, value_name = "COUNT")]
-    gpus: u64,
+    /// Cores a job needs [default: 1]
+    #[arg(long, value_parser = quantity::cores, value_name = "CORES")]
+    cpu: Option<u64>,
+    /// Memory a job needs [default: 1GiB]
+    #[arg(long, value_parser = quantity::size, value_name = "SIZE")]
+    memory: Option<u64>,
+    /// Scratch space a job needs [default: 0]
+    #[arg(long, value_parser = quantity::size, value_name = "SIZE")]
+    scratch: Option<u64>,
+    /// GPUs a job needs [default: 0]
+    #[arg(long, value_name = "COUNT")]
+    gpus: Option<u64>,
     /// File with the JSON Schema (2020-12) of a composition's `processing`
     #[arg(long, value_name = "FILE")]
     schema: Option<PathBuf>,
@@ -138,65 +139,71 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
     }
 }
 
+/// The document, with what the options say in place of what it says.
 async fn publication(arguments: &PublishArguments) -> Result<Value, Failure> {
-    if let Some(file) = &arguments.file {
-        return described(file, arguments).await;
-    }
-    let mut body = json!({
-        "version": arguments.version,
-        "launch": launch(arguments),
-        "resources": {
-            "cpu_milli": arguments.cpu,
-            "memory_bytes": arguments.memory,
-            "scratch_bytes": arguments.scratch,
-            "gpus": arguments.gpus,
-        },
-        "lifecycle": if arguments.stable { "stable" } else { "candidate" },
-        "changelog": arguments.changelog.as_deref().unwrap_or(""),
-    });
+    let mut body = match &arguments.file {
+        Some(file) => described(file, &arguments.service).await?,
+        None => {
+            Map::from_iter([("resources".to_owned(), json!({"cpu_milli": 1000, "memory_bytes": 1 << 30}))])
+        }
+    };
+    let launch = launch(arguments, body.get("launch"));
+    let mut set = |name: &str, value: Option<Value>| body.extend(value.map(|value| (name.to_owned(), value)));
+    set("version", arguments.version.clone().map(Value::from));
+    set("launch", launch);
+    set("lifecycle", arguments.stable.then(|| "stable".into()));
+    set("changelog", arguments.changelog.clone().map(Value::from));
     if let Some(schema) = &arguments.schema {
-        body["processing_schema"] = document::read(schema).await?;
+        set("processing_schema", Some(document::read(schema).await?));
     }
-    Ok(body)
+    let needs = [
+        ("cpu_milli", arguments.cpu),
+        ("memory_bytes", arguments.memory),
+        ("scratch_bytes", arguments.scratch),
+        ("gpus", arguments.gpus),
+    ];
+    if let Some(resources) = body.entry("resources").or_insert_with(|| json!({})).as_object_mut() {
+        resources
+            .extend(needs.into_iter().filter_map(|(name, amount)| Some((name.to_owned(), amount?.into()))));
+    }
+    Ok(Value::Object(body))
 }
 
 /// A file as it lies beside an engine's source: `launch` may be just `grpc` or `plain`, with the image on the command
 /// line, and `processing_schema` the path of the schema beside the file.
-async fn described(file: &Path, arguments: &PublishArguments) -> Result<Value, Failure> {
+async fn described(file: &Path, service: &str) -> Result<Map<String, Value>, Failure> {
     let mut body: Map<String, Value> = document::read(file).await?;
-    if let Some(service) = body.remove("service")
-        && service != arguments.service
+    if let Some(named) = body.remove("service")
+        && named != service
     {
-        return Err(Failure::usage(format!(
-            "{} describes service {service}, not {}",
-            file.display(),
-            arguments.service
-        )));
-    }
-    if let Some(version) = &arguments.version {
-        body.insert("version".to_owned(), json!(version));
+        return Err(Failure::usage(format!("{} describes service {named}, not {service}", file.display())));
     }
     if let Some(Value::String(schema)) = body.get("processing_schema") {
         let schema = file.parent().unwrap_or(Path::new("")).join(schema);
         body.insert("processing_schema".to_owned(), document::read(&schema).await?);
     }
-    if let Some(image) = &arguments.image {
-        let launch = body.entry("launch").or_insert_with(|| json!("grpc"));
-        if let Value::String(kind) = launch {
-            *launch = json!({"kind": kind, "arguments": []});
-        }
-        launch["image"] = json!(image);
+    if let Some(Value::String(kind)) = body.get("launch") {
+        let launch = json!({"kind": kind});
+        body.insert("launch".to_owned(), launch);
     }
-    Ok(Value::Object(body))
+    Ok(body)
 }
 
-fn launch(arguments: &PublishArguments) -> Value {
-    match (&arguments.program, arguments.plain) {
-        (Some(program), _) => {
-            json!({"kind": "command", "program": program, "arguments": arguments.arguments})
+/// How it is started, when an option says so. An image alone takes the place of the document's image.
+fn launch(arguments: &PublishArguments, document: Option<&Value>) -> Option<Value> {
+    let own = &arguments.arguments;
+    match (&arguments.image, &arguments.program) {
+        (_, Some(program)) => Some(json!({"kind": "command", "program": program, "arguments": own})),
+        (Some(image), None) if arguments.plain => {
+            Some(json!({"kind": "plain", "image": image, "arguments": own}))
         }
-        (None, true) => json!({"kind": "plain", "image": arguments.image, "arguments": arguments.arguments}),
-        (None, false) => json!({"kind": "grpc", "image": arguments.image, "arguments": arguments.arguments}),
+        (Some(image), None) => {
+            let described = document.filter(|document| document.is_object() && own.is_empty());
+            let mut launch = described.cloned().unwrap_or_else(|| json!({"kind": "grpc", "arguments": own}));
+            launch["image"] = image.as_str().into();
+            Some(launch)
+        }
+        (None, None) => None,
     }
 }
 
@@ -237,4 +244,49 @@ fn one(version: &EngineVersion) -> String {
         ("expires", version.expires_at.map(time).unwrap_or_default()),
         ("changelog", version.changelog.clone()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command as Top};
+
+    async fn published(arguments: &[&str]) -> Value {
+        let all = ["telecine", "engines", "publish", "transform"].iter().chain(arguments);
+        let Top::Engines(Command::Publish(arguments)) = Cli::parse_from(all).command else {
+            panic!("publish")
+        };
+        publication(&arguments).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn options_win_over_the_document() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("engine.json");
+        let document = json!({
+            "version": "1.0.0", "launch": {"kind": "plain", "image": "old", "arguments": ["-i"]},
+            "resources": {"cpu_milli": 500, "memory_bytes": 7}, "lifecycle": "candidate",
+        });
+        std::fs::write(&file, document.to_string()).unwrap();
+        let file = file.to_str().unwrap();
+        assert_eq!(published(&["--file", file]).await, document);
+        let changed =
+            published(&["-f", file, "--version", "1.1.0", "--image", "new", "--cpu", "2", "--stable"]).await;
+        let expected = json!({
+            "version": "1.1.0", "launch": {"kind": "plain", "image": "new", "arguments": ["-i"]},
+            "resources": {"cpu_milli": 2000, "memory_bytes": 7}, "lifecycle": "stable",
+        });
+        assert_eq!(changed, expected);
+        let beside = json!({"service": "transform", "launch": "grpc", "processing_schema": "schema.json", "version": "1.0.0"});
+        std::fs::write(file, beside.to_string()).unwrap();
+        std::fs::write(folder.path().join("schema.json"), "{\"type\": \"object\"}").unwrap();
+        let described = published(&["--file", file, "--image", "new"]).await;
+        assert_eq!(described["launch"], json!({"kind": "grpc", "image": "new"}));
+        assert_eq!(described["processing_schema"], json!({"type": "object"}));
+        let plain = published(&["--version", "1.0.0", "--program", "/bin/true", "--argument=-x"]).await;
+        assert_eq!(plain["launch"], json!({"kind": "command", "program": "/bin/true", "arguments": ["-x"]}));
+        assert_eq!(plain["resources"]["cpu_milli"], 1000);
+    }
 }
