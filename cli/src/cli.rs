@@ -45,7 +45,14 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// URL of the API; else the one that `telecine up` wrote into its data folder
-    #[arg(long, env = "TELECINE_URL", global = true, value_name = "URL", help_heading = "Global options")]
+    #[arg(
+        long,
+        env = "TELECINE_URL",
+        global = true,
+        value_name = "URL",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub url: Option<String>,
     /// API key; else the one that `telecine up` wrote into its data folder
     #[arg(
@@ -58,7 +65,14 @@ pub(crate) struct Global {
     )]
     pub api_key: Option<String>,
     /// Data folder of `telecine up`, where `client.toml` is [default: $XDG_DATA_HOME/telecine or ~/.local/share/telecine]
-    #[arg(long, env = "TELECINE_DATA", global = true, value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        env = "TELECINE_DATA",
+        global = true,
+        value_name = "DIR",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub data: Option<PathBuf>,
     /// Tables for people or JSON for programs
     #[arg(
@@ -140,4 +154,16 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 
 fn done(result: Result<(), Failure>) -> Result<ExitCode, Failure> {
     result.map(|()| ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }
