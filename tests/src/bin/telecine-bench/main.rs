@@ -3,8 +3,6 @@
 //! Prints a table for docs/benchmarks.md and, with `--json FILE`, appends one line of figures to FILE. Needs Docker, the
 //! test images (`scripts/build-test-images`) and release binaries beside it. Runs for some minutes; nothing else should.
 
-#![expect(clippy::print_stdout, reason = "a report is what it is for")]
-
 mod engine;
 mod figures;
 mod floor;
