@@ -111,7 +111,7 @@ pub(crate) fn table(job: &Job, attempts: &[Attempt]) -> String {
         ("origin", origin(job)),
         ("created", time(job.created_at)),
         ("finished", job.finished_at.map(time).unwrap_or_default()),
-        ("progress", job.progress.as_ref().map(super::progress::text).unwrap_or_default()),
+        ("progress", progress(job)),
         ("failure", job.failure.as_ref().map(failure).unwrap_or_default()),
     ]);
     for (name, input) in &job.inputs {
@@ -134,6 +134,12 @@ pub(crate) fn table(job: &Job, attempts: &[Attempt]) -> String {
         text += &attempts_table(attempts);
     }
     text
+}
+
+/// How far a job is that has not ended: the last word of an engine says nothing about the end.
+fn progress(job: &Job) -> String {
+    let progress = job.progress.as_ref().filter(|_| !job.state.is_terminal());
+    progress.map(super::progress::text).unwrap_or_default()
 }
 
 /// The attempts with the time of each phase.
