@@ -1,7 +1,8 @@
 //! `make bench`: what Telecine adds, as ratios against floors measured in the same run.
 //!
-//! Prints a table for docs/benchmarks.md and, with `--json FILE`, appends one line of figures to FILE. Needs Docker, the
-//! test images (`scripts/build-test-images`) and release binaries beside it. Runs for some minutes; nothing else should.
+//! Prints a table for docs/benchmarks.md. Arguments name the parts to run (`ready`, `container`, `process`, `transcode`);
+//! without any, all. Needs Docker, the test images (`scripts/build-test-images`) and release binaries beside it. Takes some
+//! minutes, during which nothing else should run.
 
 mod engine;
 mod figures;
