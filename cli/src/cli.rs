@@ -95,6 +95,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Run everything on this machine: API, manager, watchers and local instances
     Up(up::Arguments),
+    /// Run only the manager over a data folder: recorded jobs are scheduled, nothing new is accepted
+    Manager(up::Arguments),
     /// Drain and end what `up` started on a data folder
     Stop(stop::Arguments),
     /// Run the agent of an instance
@@ -136,7 +138,8 @@ pub(crate) enum Command {
 pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { global, command } = cli;
     match command {
-        Command::Up(arguments) => up::run(&global, arguments).await,
+        Command::Up(arguments) => up::run(&global, arguments, up::Parts::Everything).await,
+        Command::Manager(arguments) => up::run(&global, arguments, up::Parts::Manager).await,
         Command::Stop(arguments) => stop::run(&global, arguments).await,
         Command::Agent(arguments) => daemons::agent(&arguments),
         Command::Worker(arguments) => daemons::worker(&arguments),

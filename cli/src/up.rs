@@ -2,7 +2,7 @@
 //! agents run beside it in sessions of their own and outlive it.
 //!
 //! SIGINT and SIGTERM end this process and leave the agents, which the next `up` adopts. SIGUSR1 (what `telecine stop`
-//! sends) drains the agents first.
+//! sends) drains the agents first. `telecine manager` is the same process without API, watchers and new instances.
 
 mod arrivals;
 mod config;
@@ -50,16 +50,28 @@ enum Ending {
     DrainAgents,
 }
 
+/// Which parts of the platform a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// API, manager, watchers and local instances.
+    Everything,
+    /// The manager alone: jobs that are recorded go on being scheduled, nothing new is accepted.
+    Manager,
+}
+
 /// Runs until a signal.
 ///
 /// # Errors
 /// When a setting, the folder or a port cannot be used; nothing is left half-started.
-pub(crate) async fn run(global: &Global, arguments: Arguments) -> Result<ExitCode, Failure> {
+pub(crate) async fn run(global: &Global, arguments: Arguments, which: Parts) -> Result<ExitCode, Failure> {
     let data = connection::data_folder(global.data.as_deref())?;
     let config = UpConfig::load(&data, arguments)?;
     process::start_log(config.log_format.into(), &config.log_filter)?;
     // Both ports are taken before anything is written.
-    let api = bind(config.listen, "listen").await?;
+    let api = match which {
+        Parts::Everything => Some(bind(config.listen, "listen").await?),
+        Parts::Manager => None,
+    };
     drop(bind(config.manager_listen, "manager_listen").await?);
     let provisioner = Arc::new(LocalProvisioner::new(&data, &config)?);
     let embedded = open(&data, &config, provisioner.clone()).await?;
@@ -98,23 +110,29 @@ async fn open(
 async fn platform(
     data: &Path,
     config: &UpConfig,
-    api: TcpListener,
+    api: Option<TcpListener>,
     embedded: &Embedded,
     provisioner: &LocalProvisioner,
 ) -> Result<ExitCode, Failure> {
     let backend = embedded.backend();
     let authority =
         CertificateAuthority::open(&data.join("ca"), process::now()).map_err(anyhow::Error::from)?;
-    let account = first_account(&backend, config).await?;
-    let url = format!("http://{}", api.local_addr().map_err(anyhow::Error::from)?);
-    let key = client_file(data, &backend, &account, &url).await?;
     let (shutdown, mut parts) = (CancellationToken::new(), JoinSet::new());
     let manager = start_manager(config, &backend, authority.into(), &shutdown, &mut parts).await?;
-    parts.spawn(serve::run(api, backend.clone(), config.regions.clone(), shutdown.clone()));
-    parts.spawn(arrivals::run(backend.clone(), shutdown.clone()));
     provisioner.join(Joining { backend: backend.clone(), manager: manager.to_string() });
-    launch_instances(config, embedded).await?;
-    announce(data, &url, &manager.to_string(), key.as_deref())?;
+    let api = match api {
+        Some(listener) => {
+            let account = first_account(&backend, config).await?;
+            let url = format!("http://{}", listener.local_addr().map_err(anyhow::Error::from)?);
+            let key = client_file(data, &backend, &account, &url).await?;
+            parts.spawn(serve::run(listener, backend.clone(), config.regions.clone(), shutdown.clone()));
+            parts.spawn(arrivals::run(backend.clone(), shutdown.clone()));
+            launch_instances(config, embedded).await?;
+            Some((url, key))
+        }
+        None => None,
+    };
+    announce(data, api.as_ref(), &manager.to_string())?;
 
     let ending = until_ending(&mut parts).await;
     tokio::select! {
@@ -241,12 +259,18 @@ async fn launch_instances(config: &UpConfig, embedded: &Embedded) -> Result<(), 
     Ok(())
 }
 
-fn announce(data: &Path, url: &str, manager: &str, key: Option<&str>) -> Result<(), Failure> {
-    output::line(&format!("Telecine is ready: API {url}, manager {manager}, data {}", data.display()))?;
-    if let Some(key) = key {
+fn announce(data: &Path, api: Option<&(String, Option<String>)>, manager: &str) -> Result<(), Failure> {
+    let data = data.display();
+    match api {
+        Some((url, _)) => {
+            output::line(&format!("Telecine is ready: API {url}, manager {manager}, data {data}"))?
+        }
+        None => output::line(&format!("The manager is ready: {manager}, data {data}"))?,
+    }
+    if let Some((_, Some(key))) = api {
         output::line(&format!("First API key, shown this once and kept in client.toml there: {key}"))?;
     }
-    output::line(&format!("Stop it with: telecine stop --data {}", data.display()))
+    output::line(&format!("Stop it with: telecine stop --data {data}"))
 }
 
 /// Waits for a signal, or for the death of a part.

@@ -2,10 +2,12 @@
 //!
 //! Most run the built binary with real Docker, FUSE and ffmpeg; `skip` says when one cannot.
 
+mod arrivals;
 mod bad_input;
 mod crashes;
 mod explain;
 mod layering;
+mod regions;
 mod sandbox;
 mod spine;
 mod workshop;

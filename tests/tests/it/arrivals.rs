@@ -1,0 +1,69 @@
+//! What arrives makes exactly one job, and what a factory makes itself makes none.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::json;
+use telecine_tests::up::{Up, pause, text};
+
+use crate::spine::{jobs_of, path, write};
+
+fn copier(up: &Up) -> String {
+    let store = up.local_store("shelf", &up.folder("shelf"));
+    up.publish(
+        "copy",
+        "16MiB",
+        &["--program", "/bin/cp", "--argument={input.source}", "--argument={output.copy}"],
+    );
+    let factory = json!({
+        "name": "copies", "service": "copy", "engine_version": "1.0.0",
+        "composition": {
+            "inputs": {"source": {"store": store, "key": "{input.key}"}},
+            "outputs": {"copy": {"store": store, "key": "copies/{input.stem}-copy.txt"}},
+        },
+        "watch": [{"store": store, "suffixes": [".txt"]}],
+    });
+    write(up, "factory.json", &factory);
+    text(&up.cli(&["factories", "create", "--document", &path(up, "factory.json")]), "/id")
+}
+
+fn succeeded(up: &Up, factory: &str, count: usize) {
+    up.until(&format!("{count} jobs have succeeded"), |up| {
+        let jobs = jobs_of(up, factory);
+        jobs.len() >= count && jobs.iter().all(|job| job["state"] == "succeeded")
+    });
+}
+
+#[test]
+fn a_factory_never_triggers_on_its_own_outputs() {
+    let mut up = Up::start(&[]);
+    let factory = copier(&up);
+    fs::write(up.folder("shelf").join("letter.txt"), "first").expect("written");
+    succeeded(&up, &factory, 1);
+    // A restart lists everything again, the copy too.
+    up.kill();
+    up.restart();
+    pause(Duration::from_secs(4));
+    assert_eq!(jobs_of(&up, &factory).len(), 1, "the copy made no job");
+    // What a user puts over the copy is the user's.
+    let copy = up.folder("shelf").join("copies/letter-copy.txt");
+    fs::write(up.folder("shelf").join("elsewhere"), "the user's own").expect("written");
+    fs::rename(up.folder("shelf").join("elsewhere"), &copy).expect("renamed over");
+    succeeded(&up, &factory, 2);
+}
+
+#[test]
+fn the_same_object_told_again_and_again_makes_one_job_and_a_changed_one_another() {
+    let up = Up::start(&[]);
+    let factory = copier(&up);
+    let (name, away) = (up.folder("shelf").join("note.txt"), up.folder("shelf").join("note.away"));
+    fs::write(&name, "one").expect("written");
+    for _ in 0..100 {
+        fs::rename(&name, &away).and_then(|()| fs::rename(&away, &name)).expect("renamed back");
+    }
+    succeeded(&up, &factory, 1);
+    assert_eq!(jobs_of(&up, &factory).len(), 1);
+    fs::write(&name, "another").expect("written again");
+    succeeded(&up, &factory, 2);
+    assert_eq!(fs::read_to_string(up.folder("shelf").join("copies/note-copy.txt")).expect("the copy"), "another");
+}
