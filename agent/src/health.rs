@@ -4,7 +4,6 @@
 //! only an instance that is left without any is unhealthy for it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 use telecine_domain::instance::{HealthProblem, RuntimeKind};
@@ -58,8 +57,13 @@ pub struct Verdict {
     pub runtimes: BTreeSet<RuntimeKind>,
 }
 
-/// Looks at the machine.
-pub async fn look(config: &AgentConfig, runtimes: &Runtimes, clock: &Clock) -> Facts {
+/// Looks at the machine; `fuse` is whether attempts can be mounted.
+pub async fn look(
+    config: &AgentConfig,
+    runtimes: &Runtimes,
+    fuse: Result<(), String>,
+    clock: &Clock,
+) -> Facts {
     let mut answers = Vec::new();
     for (&kind, runtime) in runtimes {
         answers.push((kind, runtime.check().await.map_err(|error| error.to_string())));
@@ -71,15 +75,10 @@ pub async fn look(config: &AgentConfig, runtimes: &Runtimes, clock: &Clock) -> F
         free_bytes: inventory::free_bytes(&config.data_folder).map_err(|error| error.to_string()),
         now: clock.now(),
         boot: clock.boot(),
-        fuse: open_fuse(Path::new("/dev/fuse")),
+        fuse,
         runtimes: answers,
         gpus: inventory::gpu_ids().len(),
     }
-}
-
-fn open_fuse(device: &Path) -> Result<(), String> {
-    let opened = std::fs::File::options().read(true).write(true).open(device);
-    opened.map(drop).map_err(|error| error.to_string())
 }
 
 /// Judges `facts`; `before` are the facts of the look before.

@@ -1,5 +1,5 @@
-//! How workers come to be: as processes that outlive the coordinator. A seam, so that a whole system can run in one
-//! process.
+//! How workers come to be: as processes that outlive the coordinator, with a mount of the kernel's each. A seam, so that a
+//! whole system can run in one process, without a kernel's mount.
 
 use std::fs::File;
 use std::io;
@@ -17,10 +17,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
 use telecine_domain::attempt::AttemptId;
+use telecine_domain::engine::Launch;
 
 use crate::control::{self, CoordinatorEnd};
-use crate::folder::AttemptFolder;
+use crate::folder::{Assignment, AttemptFolder};
+use crate::mounts;
 
+const FUSE_DEVICE: &str = "/dev/fuse";
 const RETRY: Duration = Duration::from_millis(3);
 const BIND_PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_secs(1);
@@ -38,6 +41,18 @@ pub struct LiveWorker {
 /// Brings workers to life and finds living ones.
 #[async_trait]
 pub trait WorkerLauncher: Send + Sync {
+    /// Whether attempts can be mounted here.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    fn can_mount(&self) -> Result<(), String>;
+
+    /// Mounts what the attempt needs; answers the device that its worker is to serve.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn mount(&self, folder: &AttemptFolder, assignment: &Assignment) -> io::Result<Option<OwnedFd>>;
+
     /// Starts the worker of `attempt` in `folder`; `device` is the mount's, for the worker alone.
     ///
     /// # Errors
@@ -64,6 +79,18 @@ pub struct ProcessLauncher {
 
 #[async_trait]
 impl WorkerLauncher for ProcessLauncher {
+    fn can_mount(&self) -> Result<(), String> {
+        let opened = File::options().read(true).write(true).open(FUSE_DEVICE);
+        opened.map(drop).map_err(|error| error.to_string())
+    }
+
+    fn mount(&self, folder: &AttemptFolder, assignment: &Assignment) -> io::Result<Option<OwnedFd>> {
+        if let Launch::Grpc { .. } = assignment.spec.engine.launch {
+            mounts::mount_run_folder(&folder.run_folder(), assignment.surroundings.engine_user)?;
+        }
+        assignment.mounted.then(|| telecine_mount::open_device_and_mount(&folder.mountpoint())).transpose()
+    }
+
     async fn launch(
         &self,
         folder: &AttemptFolder,

@@ -1,12 +1,9 @@
 //! Accepting an attempt: reserve, write it down, answer; the rest goes on in the attempt's own task.
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
-use telecine_domain::engine::Launch;
 use telecine_domain::failure::Failure;
 use telecine_domain::job::JobSpec;
 use telecine_domain::resources::Resources;
@@ -19,7 +16,6 @@ use super::desk::{Command, Desk};
 use super::supervisor::{self, Origin};
 use crate::failure::infrastructure;
 use crate::folder::{Assignment, AttemptFolder};
-use crate::mounts;
 
 /// Answers an assignment. One that is here already is accepted again.
 pub(super) async fn assign(desk: &Arc<Desk>, tasks: &Tasks, asked: Assign) -> AssignReply {
@@ -97,14 +93,6 @@ async fn end_older(desk: &Desk, attempt: AttemptId) {
     for commands in desk.older(&attempt) {
         let _ = commands.try_send(Command::Fence { reason: format!("{attempt} has taken over") });
     }
-}
-
-/// Mounts what the attempt needs; answers the device that the worker is to serve.
-pub(super) fn mount(folder: &AttemptFolder, assignment: &Assignment) -> io::Result<Option<OwnedFd>> {
-    if let Launch::Grpc { .. } = assignment.spec.engine.launch {
-        mounts::mount_run_folder(&folder.run_folder(), assignment.surroundings.engine_user)?;
-    }
-    assignment.mounted.then(|| telecine_mount::open_device_and_mount(&folder.mountpoint())).transpose()
 }
 
 /// An error with its causes.

@@ -279,7 +279,8 @@ impl Desk {
 
     /// Looks at the machine; a change is told to the manager.
     pub(super) async fn look(&self) {
-        let facts = health::look(&self.config, &self.runtimes, &self.clock).await;
+        let fuse = self.launcher.can_mount();
+        let facts = health::look(&self.config, &self.runtimes, fuse, &self.clock).await;
         let mut images = BTreeSet::new();
         for runtime in self.runtimes.values() {
             images.extend(runtime.images().await.unwrap_or_default());

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::aftermath;
-use super::assign::{self, describe};
+use super::assign::describe;
 use super::desk::{Command, Desk};
 use super::session::message;
 use crate::control::{FromWorker, ToWorker};
@@ -65,7 +65,7 @@ async fn begin(
         Origin::Dead => Ok(None),
         Origin::Alive => Ok(Some(desk.launcher.adopt(folder, assignment.attempt).await)),
         Origin::Assigned => {
-            let device = assign::mount(folder, assignment).map_err(|error| {
+            let device = desk.launcher.mount(folder, assignment).map_err(|error| {
                 infrastructure("mount_failed", format!("the attempt's folders cannot be mounted: {error}"))
             })?;
             let launched = desk.launcher.launch(folder, assignment.attempt, device).await;
