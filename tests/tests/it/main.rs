@@ -9,5 +9,6 @@ mod explain;
 mod layering;
 mod regions;
 mod sandbox;
+mod simulation;
 mod spine;
 mod workshop;
