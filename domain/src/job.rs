@@ -21,6 +21,9 @@ use crate::time::Timestamp;
 
 /// The highest priority; 0 is the lowest and 500 the default.
 pub const MAX_PRIORITY: u16 = 1000;
+/// Most bytes of a specification as JSON when a job is accepted. What is accepted can be handed to a worker: messages
+/// allow more than this (see `proto::convert::MAX_DOCUMENT_BYTES`), since labels may be changed later.
+pub const MAX_SPEC_BYTES: usize = 400 * 1024;
 
 /// Everything that was decided when the job was accepted; never changes but for priority and labels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

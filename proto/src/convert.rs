@@ -10,7 +10,7 @@ use telecine_domain::attempt::{AttemptId, Counters, Phase, Progress};
 use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::id::{AttemptNumber, Epoch};
 use telecine_domain::instance::InstanceProfile;
-use telecine_domain::job::JobSpec;
+use telecine_domain::job::{JobSpec, MAX_SPEC_BYTES};
 use telecine_domain::location::ObjectKey;
 use telecine_domain::manifest::{Manifest, Sealed, SealedObject};
 use telecine_domain::resources::Resources;
@@ -23,8 +23,9 @@ use crate::{types::v1 as wire, worker};
 pub const MAX_OBJECTS: usize = 5_000;
 /// Most parts of one upload (S3's limit).
 pub const MAX_PARTS: usize = 10_000;
-/// Most bytes of a document in a message (profile, job spec, provider).
-pub const MAX_DOCUMENT_BYTES: usize = 512 * 1024;
+/// Most bytes of a document in a message (profile, job spec, provider): any specification that is accepted, and room
+/// for labels that were changed since (32 of them, every character escaped).
+pub const MAX_DOCUMENT_BYTES: usize = MAX_SPEC_BYTES + 112 * 1024;
 /// Most bytes of a text for people.
 pub const MAX_TEXT_BYTES: usize = 4096;
 /// Most bytes of a log chunk.

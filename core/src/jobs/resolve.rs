@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Serialize;
 use telecine_domain::composition::Composition;
 use telecine_domain::id::{FactoryId, RegionName, SlotName, StoreId};
-use telecine_domain::job::{JobSpec, PinnedEngine, PinnedInput};
+use telecine_domain::job::{JobSpec, MAX_SPEC_BYTES, PinnedEngine, PinnedInput};
 use telecine_domain::location::Location;
 use telecine_domain::resources::Resources;
 use telecine_domain::store::{Permission, Store};
@@ -14,8 +15,6 @@ use super::catalog::{Catalog, Engine, Found, LookupError};
 use super::draft::{Draft, no_store, overlaid};
 use crate::problem::{Problem, child};
 
-/// Most bytes of a composition.
-const MAX_COMPOSITION_BYTES: usize = 1024 * 1024;
 /// Most of a schema's complaints that are repeated.
 const MAX_SCHEMA_PROBLEMS: usize = 50;
 
@@ -72,6 +71,10 @@ pub(crate) async fn resolve(
         timeouts: draft.timeouts,
         origin: draft.origin,
     };
+    // Everything that was pinned counts: a job that no message can carry would wait for ever.
+    if let Some(problem) = too_large(&spec, "the job with its pinned inputs", draft.at) {
+        return Ok(Err(vec![problem]));
+    }
     Ok(Ok(Resolved { spec, factory: draft.factory, hold: draft.hold }))
 }
 
@@ -119,11 +122,8 @@ fn check_processing(
     at: &str,
     problems: &mut Vec<Problem>,
 ) {
-    let bytes = serde_json::to_vec(composition).map_or(usize::MAX, |bytes| bytes.len());
-    if bytes > MAX_COMPOSITION_BYTES {
-        let message =
-            format!("the composition has {bytes} bytes; at most {MAX_COMPOSITION_BYTES} are allowed");
-        problems.push(Problem::new(at, "too_large", message));
+    if let Some(problem) = too_large(composition, "the composition", at) {
+        problems.push(problem);
         return;
     }
     let Some(engine) = engine else { return };
@@ -132,6 +132,15 @@ fn check_processing(
         let message: String = error.to_string().chars().take(500).collect();
         problems.push(Problem::new(pointer, "schema_violation", message));
     }
+}
+
+/// The problem of a document that is larger than a specification may be.
+fn too_large(document: &impl Serialize, what: &str, at: &str) -> Option<Problem> {
+    let bytes = serde_json::to_vec(document).map_or(usize::MAX, |bytes| bytes.len());
+    let message = format!(
+        "{what} has {bytes} bytes; at most {MAX_SPEC_BYTES} are allowed: shorten it, or split it into several jobs"
+    );
+    (bytes > MAX_SPEC_BYTES).then(|| Problem::new(at, "too_large", message))
 }
 
 /// The stores that exist; the others are problems.

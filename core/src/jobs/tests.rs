@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::{Value, json};
-use telecine_domain::job::StateName;
+use telecine_domain::id::AccountId;
+use telecine_domain::job::{MAX_SPEC_BYTES, StateName};
 
 use super::*;
 use crate::fixture::{FAULTS, World, region};
@@ -92,6 +93,30 @@ async fn what_a_good_document_names_is_checked_too() {
     let found = problems(&world, &world.request("clip.mov")).await;
     let expected = ("/composition/outputs/main/store".to_owned(), "store_not_writable".to_owned());
     assert_eq!(found, [expected]);
+}
+
+#[tokio::test]
+async fn a_job_that_no_message_can_carry_is_refused_at_once() {
+    let world = World::new().await;
+    let engine = json!({
+        "service": "transform", "version": "1.3.0", "resources": {"cpu_milli": 500}, "lifecycle": "stable",
+        "launch": {"command": {"program": "/bin/true"}}, "processing_schema": {},
+    });
+    let engine = serde_json::from_value(engine).unwrap();
+    crate::engines::publish(&world.backend, AccountId::PLATFORM, engine).await.unwrap();
+    world.write("clip.mov", "media");
+    let request = |bytes: usize| {
+        let mut request = world.request("clip.mov");
+        request["composition"]["processing"] = json!({"note": "x".repeat(bytes)});
+        request
+    };
+    let refused = [("/composition".to_owned(), "too_large".to_owned())];
+    for bytes in [600 * 1024, MAX_SPEC_BYTES - 200] {
+        assert_eq!(problems(&world, &request(bytes)).await, refused, "{bytes}");
+    }
+    let most = request(MAX_SPEC_BYTES - 2000);
+    let job = submit(&world.backend, world.account, &most, None, world.now()).await.unwrap().job;
+    assert!(serde_json::to_vec(&job.spec).unwrap().len() <= MAX_SPEC_BYTES);
 }
 
 #[tokio::test]
