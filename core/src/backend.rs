@@ -1,5 +1,6 @@
 //! One of each port: all that a use case is given.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::memory::{MemoryKeys, MemoryQueue, MemoryTable, NoInstances, StoredCredentials};
@@ -26,6 +27,8 @@ pub struct Backend {
     pub instances: Arc<dyn Instances>,
     /// Bytes too large for rows.
     pub system: SystemStore,
+    /// The platform's own folders on this machine: no local store is, holds or lies in one of them.
+    pub forbidden_folders: Arc<[PathBuf]>,
 }
 
 impl Backend {
@@ -41,6 +44,7 @@ impl Backend {
             keys,
             instances: Arc::new(NoInstances),
             system: SystemStore::memory(),
+            forbidden_folders: Arc::from([]),
         };
         (backend, memory)
     }

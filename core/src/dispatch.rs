@@ -87,6 +87,14 @@ pub enum AccessError {
     /// A store was removed.
     #[error("store {0} of the job does not exist any more")]
     StoreGone(StoreId),
+    /// A store may not be opened by agents.
+    #[error("store {store} of the job may not be used: {problem}")]
+    Refused {
+        /// Its name.
+        store: String,
+        /// Why, and what to do.
+        problem: stores::OpenError,
+    },
     /// No right could be made.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
@@ -350,7 +358,7 @@ pub async fn total_timeout(backend: &Backend, job: JobId, now: Timestamp) -> Res
 /// Holds while the epoch stands, publishing included.
 ///
 /// # Errors
-/// `Change` when the attempt has no right any more, `StoreGone`, `Credentials`.
+/// `Change` when the attempt has no right any more, `StoreGone`, `Refused`, `Credentials`.
 pub async fn store_access(
     backend: &Backend,
     attempt: AttemptId,
@@ -362,6 +370,8 @@ pub async fn store_access(
     for (id, grants) in grants_of(&job.spec.composition) {
         let store = stores::find(backend, job.account, &id.to_string()).await.map_err(ChangeError::from)?;
         let store = store.ok_or(AccessError::StoreGone(id))?.value;
+        stores::check_folder(&store.provider, &backend.forbidden_folders)
+            .map_err(|problem| AccessError::Refused { store: store.name.clone(), problem })?;
         let minted = backend.credentials.mint(&store, &grants, life, now).await?;
         access.push(StoreAccess { store, grants, minted });
     }

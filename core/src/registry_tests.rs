@@ -56,6 +56,34 @@ async fn a_secret_is_in_no_row_and_a_name_is_one_stores() {
 }
 
 #[tokio::test]
+async fn no_store_reaches_the_platforms_own_folder() {
+    let mut world = World::new().await;
+    let data = world.folder.path().join("in");
+    let job = world.submitted("clip.mov").await;
+    let attempt = world.assigned(job.id).await.attempt;
+    // From here on the folder of store `in` is the platform's own, as in an installation that is older than the rule.
+    world.backend.forbidden_folders = std::sync::Arc::from([data.clone()]);
+    let (backend, account, now) = (&world.backend, world.account, world.now());
+    for folder in [data.clone(), data.join("system"), world.folder.path().to_owned(), "/etc/ssl".into()] {
+        let folder = folder.to_str().unwrap().to_owned();
+        let new = NewStore { provider: Provider::Local { folder: folder.clone() }, ..local("own") };
+        match stores::create(backend, account, new, now).await {
+            Err(StoresError::Invalid(problems)) => {
+                assert_eq!((problems[0].code.as_str(), problems.len()), ("folder_refused", 1));
+                assert!(problems[0].message.contains(&folder), "{problems:?}");
+            }
+            other => panic!("{folder}: {other:?}"),
+        }
+    }
+    assert!(matches!(stores::open(backend, &world.input, now).await, Err(StoresError::Open(_))));
+    assert!(stores::open(backend, &world.output, now).await.is_ok());
+    let validation = stores::validate(backend, account, "in", now).await.unwrap().validation.unwrap();
+    assert!(!validation.allows(Permission::Read) && validation.checks.len() == 4);
+    let access = crate::dispatch::store_access(backend, attempt, std::time::Duration::ZERO, now).await;
+    assert!(matches!(access, Err(crate::dispatch::AccessError::Refused { store, .. }) if store == "in"));
+}
+
+#[tokio::test]
 async fn bad_stores_are_refused_with_every_problem() {
     let world = World::new().await;
     let secret: StoreSecret =

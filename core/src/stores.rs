@@ -1,11 +1,14 @@
 //! Stores: registered, found by id or name, opened, validated, removed. A store's secret is sealed in its row and leaves it only through
 //! the `Credentials` port.
 
+mod folders;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use telecine_domain::id::{AccountId, RegionName, StoreId};
-use telecine_domain::store::{Provider, S3Authentication, Store};
+use telecine_domain::store::{Permission, PermissionCheck, Provider, S3Authentication, Store, Validation};
 use telecine_domain::time::Timestamp;
 
 use crate::backend::Backend;
@@ -21,6 +24,8 @@ pub use telecine_stores::{
     FolderStore, ObjectEntry, ObjectRead, OpenError, OpenedStore, StoreError, StoreErrorClass, StoreSecret,
     folder_etag, is_hidden, open as open_provider,
 };
+
+pub(crate) use folders::check as check_folder;
 
 /// What is asked for when a store is registered.
 #[derive(Clone, Debug)]
@@ -93,7 +98,7 @@ pub async fn create(
     new: NewStore,
     now: Timestamp,
 ) -> Result<Store, StoresError> {
-    let problems = problems_of(&new);
+    let problems = problems_of(&new, &backend.forbidden_folders);
     if !problems.is_empty() {
         return Err(StoresError::Invalid(problems));
     }
@@ -181,6 +186,7 @@ const OWN_LIFE: Duration = Duration::from_secs(15 * 60);
 /// # Errors
 /// `Credentials`, `Open`.
 pub async fn open(backend: &Backend, store: &Store, now: Timestamp) -> Result<OpenedStore, StoresError> {
+    check_folder(&store.provider, &backend.forbidden_folders)?;
     let minted = backend.credentials.mint(store, &Grants::whole(), OWN_LIFE, now).await?;
     Ok(telecine_stores::open(&store.provider, &minted.secret)?)
 }
@@ -197,8 +203,13 @@ pub async fn validate(
 ) -> Result<Store, StoresError> {
     let not_found = || StoresError::NotFound(id_or_name.chars().take(80).collect());
     let store = find(backend, account, id_or_name).await?.ok_or_else(not_found)?.value;
-    let minted = backend.credentials.mint(&store, &Grants::whole(), OWN_LIFE, now).await?;
-    let mut validation = telecine_stores::validate(&store.provider, &minted.secret, now).await;
+    let mut validation = match check_folder(&store.provider, &backend.forbidden_folders) {
+        Ok(()) => {
+            let minted = backend.credentials.mint(&store, &Grants::whole(), OWN_LIFE, now).await?;
+            telecine_stores::validate(&store.provider, &minted.secret, now).await
+        }
+        Err(refused) => refused_validation(&refused, now),
+    };
     // The row is rewritten on every validation; a hostile endpoint's words may not fill it.
     for problem in validation.checks.iter_mut().filter_map(|check| check.problem.as_mut()) {
         *problem = problem.chars().take(2000).collect();
@@ -213,6 +224,13 @@ pub async fn validate(
     })
     .await?;
     Ok(validated.expect("it was replaced"))
+}
+
+/// Nothing was tried, and nothing is allowed.
+fn refused_validation(refused: &OpenError, now: Timestamp) -> Validation {
+    let all = [Permission::List, Permission::Read, Permission::Write, Permission::Delete];
+    let checks = all.map(|permission| PermissionCheck { permission, problem: Some(refused.to_string()) });
+    Validation { at: now, checks: checks.into(), notes: Vec::new() }
 }
 
 /// Removes a store that no factory watches; its objects stay where they are.
@@ -298,7 +316,7 @@ fn is_store_name(name: &str) -> bool {
         && name.parse::<StoreId>().is_err()
 }
 
-fn problems_of(new: &NewStore) -> Vec<Problem> {
+fn problems_of(new: &NewStore, forbidden: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
     if !is_store_name(&new.name) {
         let message =
@@ -306,7 +324,7 @@ fn problems_of(new: &NewStore) -> Vec<Problem> {
         problems.push(Problem::new("/name", "invalid_value", message));
     }
     match &new.provider {
-        Provider::Local { folder } => local_problems(folder, &new.secret, &mut problems),
+        Provider::Local { folder } => local_problems(folder, &new.secret, forbidden, &mut problems),
         Provider::S3 { bucket, prefix, endpoint, allow_http, authentication, .. } => {
             s3_problems(bucket, prefix, &mut problems);
             if let Some(endpoint) = endpoint {
@@ -318,11 +336,14 @@ fn problems_of(new: &NewStore) -> Vec<Problem> {
     problems
 }
 
-fn local_problems(folder: &str, secret: &StoreSecret, problems: &mut Vec<Problem>) {
+fn local_problems(folder: &str, secret: &StoreSecret, forbidden: &[PathBuf], problems: &mut Vec<Problem>) {
     let climbs = folder.split('/').any(|segment| segment == "..");
     if !folder.starts_with('/') || folder.contains('\0') || climbs {
         let message = "a local folder is named by its absolute path, without `..`";
         problems.push(Problem::new("/provider/folder", "invalid_value", message));
+    } else if let Some(problem) = folders::problem_of(Path::new(folder), forbidden) {
+        let message = format!("the folder {folder:?} is refused: {problem}");
+        problems.push(Problem::new("/provider/folder", "folder_refused", message));
     }
     if *secret != StoreSecret::None {
         problems.push(Problem::new("/secret", "not_needed", "a local folder needs no secret; leave it out"));

@@ -92,6 +92,7 @@ pub struct Embedded {
     pub instances: Arc<LocalInstances>,
     /// The platform's own objects.
     pub system: OpenedStore,
+    folder: PathBuf,
     background: TaskTracker,
     ending: CancellationToken,
 }
@@ -120,7 +121,7 @@ impl Embedded {
         background.spawn(Arc::clone(&instances).supervise(ending.clone()));
         background.close();
         let queue = Arc::new(EmbeddedQueue::default());
-        Ok(Self { table, queue, keys, instances, system, background, ending })
+        Ok(Self { table, queue, keys, instances, system, folder, background, ending })
     }
 
     /// One of each port.
@@ -132,6 +133,7 @@ impl Embedded {
             credentials: Arc::new(StoredCredentials::new(self.table.clone(), self.keys.clone())),
             instances: self.instances.clone(),
             system: SystemStore::over(self.system.clone()),
+            forbidden_folders: Arc::from([self.folder.clone()]),
         }
     }
 

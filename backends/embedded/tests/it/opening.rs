@@ -56,6 +56,16 @@ async fn a_folder_is_found_again_and_is_one_processs_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_data_folder_is_no_store() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("data");
+    let embedded = Embedded::open(config(&folder)).await.unwrap();
+    let expected = folder.canonicalize().unwrap();
+    assert_eq!(embedded.backend().forbidden_folders.as_ref(), [expected]);
+    embedded.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_key_is_not_silently_replaced() {
     let folder = tempfile::tempdir().unwrap();
     drop(Embedded::open(config(folder.path())).await.unwrap());

@@ -115,7 +115,7 @@ impl Changes {
         match dispatch::store_access(&lead.backend, attempt, ACCESS_LIFE, lead.now()).await {
             Ok(access) => Ok(from_manager::Body::Stores(Stores { stores: publish::to_wire(&access) })),
             Err(dispatch::AccessError::Change(error)) => Err(self.no(&error)),
-            Err(error @ dispatch::AccessError::StoreGone(_)) => {
+            Err(error @ (dispatch::AccessError::StoreGone(_) | dispatch::AccessError::Refused { .. })) => {
                 Err(No::new(Refusal::Invalid.code(), error.to_string()))
             }
             Err(error @ dispatch::AccessError::Credentials(_)) => {
