@@ -17,6 +17,7 @@ use telecine_domain::manifest::{InvalidManifest, Manifest, SealedObject};
 use telecine_domain::store::Store;
 use telecine_domain::time::Timestamp;
 use telecine_domain::transition::JobEvent;
+use tracing::error;
 
 use crate::backend::Backend;
 use crate::job_row::{self, Recorded};
@@ -100,7 +101,8 @@ pub enum AccessError {
     Credentials(#[from] CredentialsError),
 }
 
-/// Jobs that wait in a region, oldest first. The list may lag by seconds: `assign` decides.
+/// Jobs that wait in a region, oldest first. The list may lag by seconds: `assign` decides. A job whose row cannot be
+/// read is left out of this list and of those below, and said in the log.
 ///
 /// # Errors
 /// When the table is out of reach.
@@ -384,10 +386,22 @@ async fn section(
     limit: usize,
     after: Option<PageToken>,
 ) -> Result<Listed<Job>, RecordError> {
-    let page = backend.table.query(record::page_of(Source::Index2, partition, limit, after)).await?;
-    let mut items = Vec::with_capacity(page.rows.len());
+    let page = backend.table.query(record::page_of(Source::Index2, partition.as_str(), limit, after)).await?;
+    let (mut items, mut unreadable) = (Vec::with_capacity(page.rows.len()), 0);
     for row in &page.rows {
-        items.push(job_row::read(&backend.system, row).await?.job);
+        match job_row::read(&backend.system, row).await {
+            Ok(recorded) => items.push(recorded.job),
+            Err(error) if error.is_transient() => return Err(error),
+            // One row that nobody can read may not stop the jobs beside it.
+            Err(error) => {
+                unreadable += 1;
+                let job = row.key.partition.trim_start_matches("job#");
+                error!(job, %error, "a job cannot be read and is left out; mend its row or restore it");
+            }
+        }
+    }
+    if unreadable > 0 {
+        error!(partition, unreadable, read = items.len(), "jobs were left out of a list");
     }
     Ok(Listed { items, next: page.next })
 }

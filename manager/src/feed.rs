@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use crate::lead::Lead;
+use crate::lead::{Lead, is_damaged};
 
 /// Hints taken at once.
 const BATCH: usize = 100;
@@ -172,6 +172,12 @@ async fn look_at(lead: &Arc<Lead>, job: JobId, mut receipts: Vec<String>) {
             lead.receipts.left(job);
             lead.receipts.acknowledge(receipts);
         }
+        Err(error) if is_damaged(&error) => {
+            // Once its row is mended, the sweep sends the hint again.
+            warn!(%job, %error, "a hint's job cannot be read; it is left alone");
+            lead.receipts.left(job);
+            lead.receipts.acknowledge(receipts);
+        }
         Err(error) => warn!(%job, %error, "a hint's job was not read"),
     }
 }
@@ -266,8 +272,11 @@ async fn compare(lead: &Arc<Lead>) -> Result<(), RecordError> {
     let gone = known.queued.iter().copied().chain(known_live.iter().copied()).chain(held);
     let gone = gone.filter(|job| !listed.contains(job));
     for job in unknown.chain(gone).collect::<BTreeSet<_>>() {
-        if let Some(job) = dispatch::load(&lead.backend, job).await? {
-            lead.tell_job(&job).await;
+        match dispatch::load(&lead.backend, job).await {
+            Ok(Some(job)) => lead.tell_job(&job).await,
+            Ok(None) => {}
+            Err(error) if is_damaged(&error) => warn!(%job, %error, "a job cannot be read; it is left alone"),
+            Err(error) => return Err(error),
         }
     }
     Ok(())

@@ -279,6 +279,7 @@ impl Lead {
     }
 }
 
-fn is_damaged(error: &RecordError) -> bool {
-    matches!(error, RecordError::Damaged { .. })
+/// Whether trying again cannot help: the job's row, or what it refers to, is not what it should be.
+pub(crate) fn is_damaged(error: &RecordError) -> bool {
+    !error.is_transient()
 }

@@ -8,9 +8,9 @@ use telecine_domain::job::StateName;
 
 use super::*;
 use crate::fixture::{FAULTS, World, counters, instance, manifest, region};
-use crate::jobs;
 use crate::memory::Fault;
 use crate::update::Happened;
+use crate::{jobs, sweep};
 
 fn failure(class: FailureClass) -> Failure {
     Failure::new(class, "test", "made to fail")
@@ -26,6 +26,42 @@ async fn whole_life(world: &World) -> Job {
     engine_running(backend, attempt, now).await.unwrap();
     grant(backend, attempt, manifest(&job), counters(), now).await.unwrap();
     published(backend, attempt, None, now).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_row_that_nobody_can_read_stops_no_other_job() {
+    let world = World::new().await;
+    let mut jobs = Vec::new();
+    for name in ["a.mov", "b.mov", "c.mov", "d.mov"] {
+        jobs.push(world.submitted(name).await.id);
+    }
+    world.assigned(jobs[2]).await;
+    world.assigned(jobs[3]).await;
+    let table = world.backend.table.as_ref();
+    // One row is no job, of the other a part is gone from the system store.
+    let damage = async |job: JobId, damaged: fn(&mut serde_json::Value)| {
+        let mut row = table.get(&layout::job(job, world.account)).await.unwrap().unwrap();
+        damaged(&mut row.body);
+        table.transact(vec![record::put(row, Condition::Any)]).await.unwrap();
+    };
+    damage(jobs[0], |body| body["job"]["spec"] = serde_json::json!("not a spec")).await;
+    damage(jobs[2], |body| {
+        let gone = serde_json::json!({"sha256": "0".repeat(64), "size_bytes": 1});
+        body["bulk"] = serde_json::json!({"/spec/composition": gone});
+    })
+    .await;
+    for damaged in [jobs[0], jobs[2]] {
+        let error = load(&world.backend, damaged).await.unwrap_err();
+        assert!(!error.is_transient(), "{error}");
+    }
+    let (all, none) = (&world.backend, None);
+    let ids = |listed: Listed<Job>| listed.items.into_iter().map(|job| job.id).collect::<Vec<_>>();
+    assert_eq!(ids(queued(all, &region(), 10, none.clone()).await.unwrap()), [jobs[1]]);
+    assert_eq!(ids(live(all, &region(), 10, none).await.unwrap()), [jobs[3]]);
+    let later = world.now().after(Duration::from_secs(1000));
+    let hinted = sweep::rehint(all, &region(), |_| false, Duration::ZERO, later).await.unwrap();
+    assert_eq!(hinted, [jobs[1]]);
+    sweep::overdue(all, &region(), later).await.unwrap();
 }
 
 #[tokio::test]
