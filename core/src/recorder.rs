@@ -19,6 +19,12 @@ use crate::system_store::Reference;
 pub const WATCH_LIFE: Duration = Duration::from_secs(30);
 /// Most bytes of one log chunk.
 pub const MAX_CHUNK_BYTES: usize = 256 * 1024;
+/// Most bytes of an attempt's log that are kept: an engine that prints for ever may not fill the disk that the database
+/// lies on.
+pub const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
+/// The log's last line when more was written.
+const FULL: &str =
+    "\ntelecine: the log of this attempt has reached 256 MiB; what the engine wrote after this is not kept\n";
 /// How much of a log's end is kept in a row.
 pub const LOG_TAIL_BYTES: usize = 64 * 1024;
 
@@ -73,7 +79,11 @@ pub struct LogPage {
 struct LogRecord {
     /// Sequence number of the next chunk.
     next: u64,
+    /// Of the chunks that are kept.
     total_bytes: u64,
+    /// Whether `MAX_LOG_BYTES` were reached: what comes now is counted and in the tail, and not kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    full: bool,
     tail: String,
     at: Timestamp,
 }
@@ -116,6 +126,8 @@ pub async fn put_progress(
 }
 
 /// Records a chunk of a log, numbered from 0 without gaps. The bytes are in the system store before the row names them.
+/// Past `MAX_LOG_BYTES` one last line says so, and chunks are answered as if they were recorded but only seen in the
+/// tail.
 ///
 /// # Errors
 /// `TooLarge`, or when the records are out of reach.
@@ -132,7 +144,6 @@ pub async fn append_log(
     }
     let (table, AttemptId { job, attempt, .. }) = (backend.table.as_ref(), attempt);
     let key = layout::log(job, account, attempt);
-    let object = backend.system.put(Bytes::copy_from_slice(bytes)).await.map_err(RecordError::from)?;
     for tried in 0..record::TRIES {
         let log = record::get::<LogRecord>(table, &key).await?;
         let next = log.as_ref().map_or(0, |log| log.value.next);
@@ -147,12 +158,15 @@ pub async fn append_log(
             Some(log) => (Condition::Version(log.version), log.version + 1),
             None => (Condition::Absent, 1),
         };
-        let record = appended(log.map(|log| log.value), bytes, now);
-        let chunk = ChunkRecord { object: object.clone(), at: now };
-        let writes = vec![
-            record::put(record::row(key.clone(), version, &record)?, condition),
-            record::put_new(layout::log_chunk(job, account, attempt, sequence), &chunk)?,
-        ];
+        let log = log.map(|log| log.value);
+        let kept = kept_of(log.as_ref(), bytes);
+        let record = appended(log, bytes, kept, now);
+        let mut writes = vec![record::put(record::row(key.clone(), version, &record)?, condition)];
+        if let Some(kept) = kept {
+            let object = backend.system.put(Bytes::copy_from_slice(kept)).await.map_err(RecordError::from)?;
+            let chunk = ChunkRecord { object, at: now };
+            writes.push(record::put_new(layout::log_chunk(job, account, attempt, sequence), &chunk)?);
+        }
         match table.transact(writes).await {
             Ok(()) => return Ok(Appended::Written),
             Err(error @ crate::ports::table::TableError::Invalid(_)) => {
@@ -244,9 +258,18 @@ pub async fn watched(
     Ok(found.and_then(|row| row.expires_at).is_some_and(|at| at > now))
 }
 
-fn appended(log: Option<LogRecord>, bytes: &[u8], now: Timestamp) -> LogRecord {
-    let nothing = LogRecord { next: 0, total_bytes: 0, tail: String::new(), at: now };
+/// What is kept of a chunk: itself, or the line that says that the log is full, or nothing after that.
+fn kept_of<'a>(log: Option<&LogRecord>, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let (total, full) = log.map_or((0, false), |log| (log.total_bytes, log.full));
+    let fits = total + bytes.len() as u64 <= MAX_LOG_BYTES;
+    (!full).then_some(if fits { bytes } else { FULL.as_bytes() })
+}
+
+fn appended(log: Option<LogRecord>, bytes: &[u8], kept: Option<&[u8]>, now: Timestamp) -> LogRecord {
+    let nothing = LogRecord { next: 0, total_bytes: 0, full: false, tail: String::new(), at: now };
     let log = log.unwrap_or(nothing);
+    let full = kept != Some(bytes);
+    let total_bytes = log.total_bytes + kept.map_or(0, |kept| kept.len() as u64);
     let mut tail = log.tail;
     // A row's text may not grow sixfold by escapes: control characters are replaced.
     tail.extend(String::from_utf8_lossy(bytes).chars().map(|letter| match letter {
@@ -259,7 +282,7 @@ fn appended(log: Option<LogRecord>, bytes: &[u8], now: Timestamp) -> LogRecord {
         cut += 1;
     }
     tail.drain(..cut);
-    LogRecord { next: log.next + 1, total_bytes: log.total_bytes + bytes.len() as u64, tail, at: now }
+    LogRecord { next: log.next + 1, total_bytes, full, tail, at: now }
 }
 
 #[cfg(test)]
@@ -333,6 +356,43 @@ mod tests {
         assert_eq!(read(3, 5).await, LogPage { bytes: Bytes::new(), next: 3, more: false });
         let tail = log_tail(&backend, ACCOUNT, attempt(1).job, AttemptNumber(1)).await.unwrap().unwrap();
         assert_eq!(tail, "one\ntwo\u{FFFD}[0m\nthree\n");
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_prints_for_ever_fills_no_disk() {
+        let (backend, table) = Backend::memory(HandClock::at(NOW).clock());
+        let append = async |sequence, bytes: &[u8]| {
+            append_log(&backend, ACCOUNT, attempt(1), sequence, bytes, NOW).await.unwrap()
+        };
+        assert_eq!(append(0, b"first\n").await, Appended::Written);
+        // As if 256 MiB less ten bytes had been written.
+        let key = layout::log(attempt(1).job, ACCOUNT, AttemptNumber(1));
+        let log = record::get::<LogRecord>(backend.table.as_ref(), &key).await.unwrap().unwrap();
+        let nearly = LogRecord { total_bytes: MAX_LOG_BYTES - 10, ..log.value };
+        let row = record::row(key.clone(), log.version, &nearly).unwrap();
+        backend.table.transact(vec![record::put(row, Condition::Any)]).await.unwrap();
+
+        assert_eq!(append(1, b"0123456789").await, Appended::Written, "the last bytes that fit");
+        table.fail_transaction(1, Fault::LostAfter);
+        assert_eq!(append(2, b"too much").await, Appended::Written);
+        let rows = table.rows().len();
+        for sequence in 3..50 {
+            assert_eq!(append(sequence, b"x").await, Appended::Written, "acknowledged all the same");
+        }
+        assert_eq!(append(7, b"x").await, Appended::Duplicate);
+        assert_eq!(append(60, b"x").await, Appended::Gap { expected: 50 });
+        assert_eq!(append(50, b"the last words").await, Appended::Written);
+        assert_eq!(table.rows().len(), rows, "nothing more is kept");
+
+        let page = read_log(&backend, ACCOUNT, attempt(1).job, AttemptNumber(1), 0, 1 << 20).await.unwrap();
+        assert_eq!(page.bytes, format!("first\n0123456789{FULL}"));
+        assert_eq!((page.next, page.more), (3, false));
+        let tail = log_tail(&backend, ACCOUNT, attempt(1).job, AttemptNumber(1)).await.unwrap().unwrap();
+        assert!(tail.ends_with("the last words"), "{tail}");
+        let other = append_log(&backend, ACCOUNT, attempt(2), 0, b"anew", NOW).await.unwrap();
+        assert_eq!(other, Appended::Written);
+        let page = read_log(&backend, ACCOUNT, attempt(1).job, AttemptNumber(2), 0, 1 << 20).await.unwrap();
+        assert_eq!(page.bytes, "anew", "each attempt has its own");
     }
 
     #[tokio::test]
