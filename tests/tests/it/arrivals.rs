@@ -65,5 +65,8 @@ fn the_same_object_told_again_and_again_makes_one_job_and_a_changed_one_another(
     assert_eq!(jobs_of(&up, &factory).len(), 1);
     fs::write(&name, "another").expect("written again");
     succeeded(&up, &factory, 2);
-    assert_eq!(fs::read_to_string(up.folder("shelf").join("copies/note-copy.txt")).expect("the copy"), "another");
+    assert_eq!(
+        fs::read_to_string(up.folder("shelf").join("copies/note-copy.txt")).expect("the copy"),
+        "another"
+    );
 }
