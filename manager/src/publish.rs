@@ -20,6 +20,8 @@ use crate::lead::Lead;
 pub(crate) const ACCESS_LIFE: Duration = Duration::from_secs(3600);
 /// Longest time for a coordinator to publish a manifest.
 const PUBLISHING: Duration = Duration::from_secs(900);
+/// What a coordinator answers when all is published except hidden files that are gone from the folder it sees.
+const BYTES_GONE: &str = "sealed_bytes_gone";
 /// Longest time for a coordinator to take leftovers away.
 const CLOSING: Duration = Duration::from_secs(120);
 
@@ -59,7 +61,15 @@ pub(crate) async fn elsewhere(lead: Arc<Lead>, attempt: AttemptId, instance: Ins
             lead.persist(attempt, || dispatch::published(&lead.backend, attempt, None, lead.now())).await;
         }
         Ok(Some(from_coordinator::Body::PublishReply(reply))) => {
-            let problem = reply.failure.map(|failure| failure.message).unwrap_or_default();
+            let failure = reply.failure.unwrap_or_default();
+            let problem = failure.message;
+            // Nobody but the granted attempt takes its bytes out of the folder, and that is by publishing them.
+            let ran_there = job.state.run().is_some_and(|run| run.instance == instance);
+            if failure.code == BYTES_GONE && ran_there {
+                warn!(%attempt, %instance, problem, "sealed bytes are gone: they were published before");
+                lead.persist(attempt, || dispatch::published(&lead.backend, attempt, None, lead.now())).await;
+                return;
+            }
             warn!(%attempt, %instance, problem, "outputs were not published; another instance will be asked");
         }
         Ok(_) => warn!(%attempt, %instance, "the coordinator does not know how to publish"),

@@ -9,8 +9,8 @@ use std::time::Duration;
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::job::JobSpec;
-use telecine_domain::manifest::Manifest;
-use telecine_mount::Backing;
+use telecine_domain::manifest::{Manifest, Sealed, SealedObject};
+use telecine_mount::{Backing, CompleteError};
 use telecine_proto::convert;
 use telecine_proto::coordinator::v1::{CloseEpoch, Done, Publish, PublishReply};
 
@@ -22,6 +22,8 @@ use crate::worker::outputs::{Backings, open, sealed_file};
 
 /// How long a closing waits for the end of its attempt.
 const STOP_PATIENCE: Duration = Duration::from_secs(50);
+/// Code of the refusal to publish when nothing is left to do but some sealed bytes are gone; the manager judges.
+const BYTES_GONE: &str = "sealed_bytes_gone";
 const HIDDEN: &str = ".telecine-upload-";
 
 /// Publishes the granted outputs of an attempt.
@@ -43,20 +45,48 @@ async fn try_publish(desk: &Desk, asked: Publish) -> Result<(), Failure> {
     let manifest: Manifest =
         convert::required("manifest", asked.manifest).and_then(TryInto::try_into).map_err(wrong)?;
     let backings = open(asked.stores, |_| ())?;
+    // One that cannot be published keeps no other from being published.
+    let (mut failed, mut gone) = (None, None);
     for object in &manifest.objects {
-        let backing = backings.get(&object.store).ok_or_else(|| {
-            let message = format!("the manager opened no store {}, which the manifest names", object.store);
-            Failure::new(FailureClass::Internal, "store_not_opened", message)
-        })?;
-        let completed = telecine_mount::complete(backing, &sealed_file(object)).await;
-        completed
-            .map_err(|error| infrastructure("publish_failed", format!("output {}: {error}", object.key)))?;
+        match complete(attempt, &backings, object).await {
+            Ok(()) => {}
+            Err(failure) if failure.code == BYTES_GONE => gone = gone.or(Some(failure)),
+            Err(failure) => {
+                tracing::warn!(%attempt, key = %object.key, %failure, "a granted output is not published");
+                failed = failed.or(Some(failure));
+            }
+        }
+    }
+    if let Some(failure) = failed.or(gone) {
+        return Err(failure);
     }
     tracing::info!(%attempt, objects = manifest.objects.len(), "granted outputs are published");
     // What the journal lists besides is nobody's any more: everything granted is in its place.
     let journal = journal_of(desk, &AttemptFolder::name_of(&attempt));
     let _ = std::fs::remove_file(journal);
     Ok(())
+}
+
+/// Publishes one granted output. Only the granted attempt could have put its sealed bytes in their place, and who reads
+/// outputs may take them away at once: bytes that are gone were published before.
+async fn complete(attempt: AttemptId, backings: &Backings, object: &SealedObject) -> Result<(), Failure> {
+    let backing = backings.get(&object.store).ok_or_else(|| {
+        let message = format!("the manager opened no store {}, which the manifest names", object.store);
+        Failure::new(FailureClass::Internal, "store_not_opened", message)
+    })?;
+    let told = |error: &CompleteError| format!("output {}: {error}", object.key);
+    match telecine_mount::complete(backing, &sealed_file(object)).await {
+        Ok(_) => Ok(()),
+        Err(error @ CompleteError::Gone { .. }) => {
+            tracing::warn!(%attempt, store = %object.store, key = %object.key, %error, "taken as published before");
+            match object.sealed {
+                Sealed::Upload { .. } => Ok(()),
+                // A folder may be another one on another machine: the manager knows whether the attempt ran here.
+                Sealed::HiddenFile { .. } => Err(infrastructure(BYTES_GONE, told(&error))),
+            }
+        }
+        Err(error) => Err(infrastructure("publish_failed", told(&error))),
+    }
 }
 
 /// Takes away what an attempt has uploaded and never may publish.

@@ -413,6 +413,44 @@ async fn granted_outputs_of_a_lost_worker_are_published_here() {
     assert_eq!(std::fs::read_to_string(store.path().join("out/result.txt")).unwrap(), "sealed");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_output_that_was_moved_away_keeps_no_other_from_being_published() {
+    let stage = Stage::new(None).await;
+    let store = tempfile::tempdir().unwrap();
+    let hidden = ".telecine-upload-job-1-1-2";
+    std::fs::write(store.path().join(hidden), "sealed").unwrap();
+    let dir = cap_std::fs::Dir::open_ambient_dir(store.path(), cap_std::ambient_authority()).unwrap();
+    let etag = telecine_mount::folder_etag(&dir.metadata(hidden).unwrap());
+    let sha256 = hex::encode(sha2::Sha256::digest(b"sealed"));
+    let object = |key: &str, hidden: &str| {
+        json!({
+            "slot": "result", "store": STORE, "key": key, "size_bytes": 6, "sha256": sha256, "etag": etag,
+            "sealed": {"hidden_file": {"hidden_key": hidden}},
+        })
+    };
+    let moved = object("out/first.txt", ".telecine-upload-job-1-1-1");
+    let manifest = json!([moved, object("out/second.txt", hidden)]);
+    let manifest: telecine_domain::manifest::Manifest = serde_json::from_value(manifest).unwrap();
+    let id = attempt();
+    // As often as it is asked for.
+    for _ in 0..2 {
+        let publish = Publish {
+            id: Some(id.into()),
+            manifest: Some(manifest.clone().into()),
+            stores: vec![access(store.path())],
+        };
+        let from_coordinator::Body::PublishReply(reply) =
+            stage.call(from_manager::Body::Publish(publish)).await
+        else {
+            panic!("no reply")
+        };
+        let failure = reply.failure.unwrap();
+        assert_eq!(failure.code, "sealed_bytes_gone", "{failure:?}");
+        assert!(failure.message.contains("out/first.txt"), "{failure:?}");
+        assert_eq!(std::fs::read_to_string(store.path().join("out/second.txt")).unwrap(), "sealed");
+    }
+}
+
 // With Docker.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -57,6 +57,8 @@ pub(crate) enum Habit {
     Willing,
     /// It refuses assignments.
     Refusing,
+    /// It takes assignments, and finds nothing of granted outputs.
+    Bereft,
     /// It answers to nothing.
     Mute,
 }
@@ -244,7 +246,12 @@ async fn answer(
             Body::StopAttempt(stop) => (Asked::Stop(id(stop.id)), done),
             Body::Publish(publish) => {
                 let manifest = publish.manifest.unwrap().try_into().unwrap();
-                let reply = c::PublishReply { published: true, failure: None };
+                let published = habit != Habit::Bereft;
+                let failure = (!published).then(|| {
+                    Failure::new(FailureClass::Infrastructure, "sealed_bytes_gone", "output: it is gone")
+                        .into()
+                });
+                let reply = c::PublishReply { published, failure };
                 (Asked::Publish(id(publish.id), manifest), Reply::PublishReply(reply))
             }
             Body::CloseEpoch(close) => (Asked::Close(id(close.id)), done),

@@ -138,6 +138,34 @@ async fn what_a_lost_worker_was_granted_is_published_by_an_instance() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn granted_bytes_that_are_gone_where_the_attempt_ran_were_published_and_elsewhere_say_nothing() {
+    let world = World::new().await;
+    let mut own = Coordinator::with_habit(&world, instance(1), Habit::Bereft).await;
+    let mut job = None;
+    for key in ["away.mp4", "here.mp4"] {
+        let id = world.submit(key, json!({})).await;
+        let attempt = own.assigned().await;
+        let worker = Worker::start(&world, &own, attempt).await;
+        let sealed = manifest(world.store, key, attempt);
+        assert!(matches!(worker.seal(sealed.clone()).await, Body::Grant(_)));
+        worker.die().await;
+        if key == "away.mp4" {
+            own.die().await;
+            let mut other = Coordinator::with_habit(&world, instance(2), Habit::Bereft).await;
+            assert_eq!(other.next().await, Asked::Publish(attempt, sealed));
+            tokio::time::sleep(SOON).await;
+            assert_eq!(world.job(id).await.state.name(), StateName::Finalizing, "its folder may be another");
+            other.die().await;
+            own = Coordinator::with_habit(&world, instance(1), Habit::Bereft).await;
+            job = Some(id);
+        } else {
+            world.wait_for(id, StateName::Succeeded, SOON * 12).await;
+        }
+    }
+    world.wait_for(job.unwrap(), StateName::Succeeded, SOON * 30).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_assignment_goes_elsewhere_without_waiting_for_a_lease() {
     let world = World::new().await;
     let mut refusing = Coordinator::with_habit(&world, instance(1), Habit::Refusing).await;
