@@ -245,7 +245,11 @@ fn instance_id(
         Ok(text) => Some(text.trim().parse::<InstanceId>().map_err(|error| CoordinatorError::File {
             field: "instance id",
             path: path.clone(),
-            problem: error.to_string(),
+            problem: format!(
+                "{:?} is no instance id ({error}); write the id that the platform knows this instance by into the \
+                 file, or remove it to enrol as a new instance",
+                text.trim()
+            ),
         })?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(data_error("read", &path)(error)),
@@ -281,7 +285,10 @@ mod tests {
         let other = InstanceId::new(Clock::default().now(), 1);
         let error = instance_id(data.path(), Some(other), Clock::default()).unwrap_err();
         assert!(error.to_string().contains(&other.to_string()), "{error}");
-        std::fs::write(data.path().join("instance-id"), "nonsense").unwrap();
-        assert!(instance_id(data.path(), None, Clock::default()).is_err());
+        for damaged in ["", "nonsense"] {
+            std::fs::write(data.path().join("instance-id"), damaged).unwrap();
+            let error = instance_id(data.path(), None, Clock::default()).unwrap_err().to_string();
+            assert!(error.contains("instance-id") && error.contains(&format!("{damaged:?}")), "{error}");
+        }
     }
 }

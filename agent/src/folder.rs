@@ -180,6 +180,7 @@ impl AttemptFolder {
         File::create(&lock).map_err(at("make", &lock))?;
         // Last: a folder without it was never accepted.
         folder.write("assignment.json", assignment)?;
+        sync_folder(attempts).map_err(at("sync", attempts))?;
         Ok(folder)
     }
 
@@ -256,8 +257,9 @@ impl AttemptFolder {
     /// # Errors
     /// When the file system refuses.
     pub fn write_job(&self, job: &serde_json::Value) -> Result<(), FolderError> {
-        self.write("m/job.json", job)?;
         let path = self.path.join("m/job.json");
+        // Not made to outlive a power loss: after one nobody reads it.
+        replace(&path, &encode(&path, job)?).map_err(at("write", &path))?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644))
             .map_err(at("open to the engine", &path))
     }
@@ -307,22 +309,46 @@ impl AttemptFolder {
 
     fn write<T: Serialize>(&self, file: &str, value: &T) -> Result<(), FolderError> {
         let path = self.path.join(file);
-        let bytes = serde_json::to_vec(value)
-            .map_err(|error| FolderError::Damaged { path: path.clone(), message: error.to_string() })?;
-        write_file(&path, &bytes).map_err(at("write", &path))
+        write_file(&path, &encode(&path, value)?).map_err(at("write", &path))
     }
 }
 
-/// Writes a file so that readers see all of it or none of it, also after the death of this process.
+fn encode<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, FolderError> {
+    serde_json::to_vec(value)
+        .map_err(|error| FolderError::Damaged { path: path.to_owned(), message: error.to_string() })
+}
+
+/// Writes a file so that readers see all of it or none of it, also after the death of this process or a loss of power;
+/// once this has returned, they see all of it.
 ///
 /// # Errors
 /// When the file system refuses.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // The content first: a file system may keep a rename and lose what was written before it.
+    let temporary = prepare(path, bytes)?;
+    File::open(&temporary)?.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_folder(path.parent().unwrap_or(path))
+}
+
+/// As [`write_file`], except that a loss of power may leave the old file or an empty one.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    std::fs::rename(prepare(path, bytes)?, path)
+}
+
+fn prepare(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.set_permissions(PermissionsExt::from_mode(0o600))?;
     file.write_all(bytes)?;
-    std::fs::rename(&temporary, path)
+    Ok(temporary)
+}
+
+/// Makes the names in a folder outlive a loss of power.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    // The parent of a bare name is empty and means this folder.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder)?.sync_all()
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), FolderError> {

@@ -335,7 +335,7 @@ fn read_term(config: &AgentConfig) -> Result<Term, CoordinatorError> {
             field: "highest term",
             path,
             problem: format!(
-                "{:?} is not a number; remove the file if the region was set up anew",
+                "{:?} is no manager's term; remove the file once no former manager of the region runs any more",
                 text.trim()
             ),
         }),
