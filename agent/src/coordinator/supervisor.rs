@@ -23,6 +23,13 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const CALL_PAUSE: Duration = Duration::from_millis(200);
 /// What a worker may take beyond the grace period to take everything away and report.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the manager's closing of an epoch may wait for the end of its attempt here. The closing answers within
+/// this time, so a fenced worker must be dead and what it left taken away well before.
+pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(50);
+/// Of that, the part that is kept for cleaning up after the worker.
+const CLEAN_UP_ROOM: Duration = Duration::from_secs(30);
+/// What a fenced worker may take to end by itself: it has nothing to publish and nothing to report.
+const FENCE_PATIENCE: Duration = CLOSE_PATIENCE.saturating_sub(CLEAN_UP_ROOM);
 
 /// How the attempt came to this coordinator.
 pub(super) enum Origin {
@@ -129,7 +136,7 @@ fn translate(command: Command) -> (ToWorker, Duration) {
             let grace_millis = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
             (ToWorker::Stop { grace_millis, reason }, grace + STOP_PATIENCE)
         }
-        Command::Fence { reason } => (ToWorker::Fence { reason }, STOP_PATIENCE),
+        Command::Fence { reason } => (ToWorker::Fence { reason }, FENCE_PATIENCE),
     }
 }
 
@@ -172,5 +179,18 @@ pub(super) async fn call(desk: &Desk, body: from_coordinator::Body) -> from_mana
             Err(error) => tracing::debug!(%error, "a call is made again"),
         }
         tokio::time::sleep(CALL_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fence_is_over_before_the_closing_of_the_epoch_gives_up() {
+        let (_, fenced) = translate(Command::Fence { reason: String::new() });
+        assert!(fenced >= Duration::from_secs(10) && fenced + CLEAN_UP_ROOM <= CLOSE_PATIENCE, "{fenced:?}");
+        let (_, stopped) = translate(Command::Stop { grace: Duration::from_secs(7), reason: String::new() });
+        assert_eq!(stopped, Duration::from_secs(7) + STOP_PATIENCE);
     }
 }
