@@ -10,6 +10,7 @@ use std::time::Duration;
 use telecine_domain::attempt::Phase;
 use telecine_domain::engine::Launch;
 use telecine_domain::failure::{Failure, FailureClass};
+use telecine_domain::time::Timestamp;
 use telecine_proto::dial::Dialer;
 use telecine_proto::engine::v1::RunRequest;
 use telecine_proto::identity::{ClientIdentity, Credential, KeyAndRequest};
@@ -60,6 +61,7 @@ pub(super) async fn run(parts: WorkerParts) -> Result<Outcome, WorkerError> {
     tasks.spawn(connect(shared.clone(), dialer, around.managers.clone(), control.outgoing, signed));
     let watching = shared.clone();
     tasks.spawn(async move { session::watch_lease(&watching).await });
+    tasks.spawn(limit_time(shared.clone(), assignment.spec.timeouts.attempt_seconds, assignment.accepted_at));
 
     let mut attempt = Attempt::new(shared, assignment, folder, &runtimes, lock);
     let ended = attempt.live(mounts.as_ref(), device).await;
@@ -107,7 +109,13 @@ impl Attempt {
         };
         let Some(runtime) = self.runtime.clone() else { return Ended::Failed(no_runtime(&self.assignment)) };
         shared.enter(Phase::Running);
-        let output = match runtime.start(&self.name).await {
+        let started = tokio::select! {
+            biased;
+            // Whatever may have come to life is removed with the container.
+            _ = shared.until_halted() => return Ended::Halted,
+            started = runtime.start(&self.name) => started,
+        };
+        let output = match started {
             Ok(output) => output,
             Err(error) => return Ended::Failed(failure::of_runtime(&error)),
         };
@@ -157,6 +165,7 @@ impl Attempt {
     }
 
     /// The container is made in a task of its own: once begun, it is waited for, so that nothing appears after the end.
+    /// Fetching its image ends with any reason to stop.
     fn begin_create(&mut self, paths: &EnginePaths) -> Result<(), Failure> {
         let runtime = self.runtime.clone().ok_or_else(|| no_runtime(&self.assignment))?;
         let spec = container(&self.assignment, &self.folder, paths)?;
@@ -278,6 +287,15 @@ fn container(
         user: assignment.surroundings.engine_user,
         pids_limit: assignment.surroundings.pids_limit,
     })
+}
+
+/// Ends the attempt when it has had its time since it was accepted, in whatever it is then: waiting, fetching, starting,
+/// running or sealing. Once the question for the grant is on its way, only the answer decides.
+async fn limit_time(shared: Arc<Shared>, seconds: Option<u64>, accepted_at: Timestamp) {
+    let Some(seconds) = seconds else { return };
+    let used = shared.clock.now().since(accepted_at);
+    tokio::time::sleep(Duration::from_secs(seconds).saturating_sub(used)).await;
+    shared.halt(Halt::Failed(failure::attempt_timeout(seconds)));
 }
 
 /// Takes what the coordinator says for as long as the worker lives.

@@ -184,22 +184,12 @@ impl Running<'_> {
         }
     }
 
-    /// Waits for a reason to stop: somebody's, or a limit in time.
+    /// Waits for a reason to stop: somebody's, the attempt's limit in time, or an engine that does not get on.
     async fn limits(&self) -> Halt {
         tokio::select! {
             halt = self.shared.until_halted() => halt,
-            halt = self.attempt_timeout() => { self.shared.halt(halt.clone()); halt }
             halt = self.no_progress() => { self.shared.halt(halt.clone()); halt }
         }
-    }
-
-    async fn attempt_timeout(&self) -> Halt {
-        let Some(seconds) = self.assignment.spec.timeouts.attempt_seconds else {
-            return std::future::pending().await;
-        };
-        let used = self.shared.clock.now().since(self.assignment.accepted_at);
-        tokio::time::sleep(Duration::from_secs(seconds).saturating_sub(used)).await;
-        Halt::Failed(failure::attempt_timeout(seconds))
     }
 
     /// An engine that says how far it is must get on; one that never says so must at least read, write or print.

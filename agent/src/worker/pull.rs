@@ -12,6 +12,7 @@ use telecine_domain::attempt::Phase;
 use telecine_domain::engine::ImageReference;
 use telecine_domain::failure::Failure;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::shared::Shared;
 use crate::failure;
@@ -21,8 +22,11 @@ use crate::runtime::{ContainerRuntime, ContainerSpec, Program, PullProgress, Run
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 const TRIES: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a pull may go on without a byte or any other sign. A pull that has tried this long is not tried again here.
+const SILENCE: Duration = Duration::from_secs(120);
 
-/// Makes the container of `spec`.
+/// Makes the container of `spec`. An attempt that is stopped while it waits for the image gets none, and `Ok`: why it
+/// stops is found in `shared`.
 pub(crate) async fn create(
     shared: &Shared,
     runtime: &dyn ContainerRuntime,
@@ -39,14 +43,22 @@ pub(crate) async fn create(
         return Err(failure::infrastructure("runtime_unavailable", "a program cannot lack an image"));
     };
     shared.enter(Phase::Pulling);
-    let _turn = turn(image, pulls_folder).await;
+    let _turn = tokio::select! {
+        biased;
+        _ = shared.until_halted() => return Ok(()),
+        turn = turn(image, pulls_folder) => turn,
+    };
     // Another attempt may have fetched it while this one waited for its turn.
     match runtime.create(spec).await {
         Ok(()) => return Ok(()),
         Err(RuntimeError::ImageAbsent(_)) => {}
         Err(error) => return Err(failure::of_runtime(&error)),
     }
-    pull(shared, runtime, image).await?;
+    tokio::select! {
+        biased;
+        _ = shared.until_halted() => return Ok(()),
+        pulled = pull(shared, runtime, image) => pulled?,
+    }
     runtime.create(spec).await.map_err(|error| failure::of_runtime(&error))
 }
 
@@ -57,9 +69,12 @@ async fn pull(
     image: &ImageReference,
 ) -> Result<(), Failure> {
     let mut pause = FIRST_PAUSE;
+    let began = Instant::now();
     for attempt in 1..=TRIES {
         match pull_once(shared, runtime, image).await {
-            Err(RuntimeError::RegistryUnreachable { answer, .. }) if attempt < TRIES => {
+            Err(RuntimeError::RegistryUnreachable { answer, .. })
+                if attempt < TRIES && began.elapsed() < SILENCE =>
+            {
                 tracing::warn!(%image, %answer, "the pull is tried again");
                 tokio::time::sleep(pause).await;
                 pause *= 2;
@@ -78,17 +93,20 @@ async fn pull_once(
     let (sender, mut progress) = watch::channel(PullProgress::default());
     shared.progress(phase("pulling".to_owned()));
     let telling = async {
-        while progress.changed().await.is_ok() {
+        // The sender lives as long as this does: no change means no news.
+        while let Ok(Ok(())) = tokio::time::timeout(SILENCE, progress.changed()).await {
             let now = *progress.borrow_and_update();
             if let Some(percent) = (now.done_bytes * 100).checked_div(now.total_bytes) {
                 shared.progress(phase(format!("pulling {percent}%")));
             }
         }
-        std::future::pending::<()>().await;
     };
     tokio::select! {
         pulled = runtime.pull(image, &sender) => pulled,
-        () = telling => unreachable!("the telling never ends"),
+        () = telling => Err(RuntimeError::RegistryUnreachable {
+            image: image.to_string(),
+            answer: format!("the pull brought nothing for {} s", SILENCE.as_secs()),
+        }),
     }
 }
 

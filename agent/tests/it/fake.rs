@@ -23,6 +23,8 @@ pub(crate) struct Fake {
     /// Whether SIGTERM ends the engine.
     pub(crate) polite: bool,
     pub(crate) image_absent: Mutex<bool>,
+    /// Whether the registry answers nothing, for ever.
+    pub(crate) registry_silent: Mutex<bool>,
 }
 
 impl Fake {
@@ -34,6 +36,7 @@ impl Fake {
             asked: Mutex::default(),
             polite,
             image_absent: Mutex::new(false),
+            registry_silent: Mutex::new(false),
         }
     }
 
@@ -85,6 +88,9 @@ impl ContainerRuntime for Fake {
         progress: &watch::Sender<PullProgress>,
     ) -> Result<(), RuntimeError> {
         self.note("pull");
+        if *self.registry_silent.lock().unwrap() {
+            std::future::pending::<()>().await;
+        }
         progress.send_replace(PullProgress { done_bytes: 40, total_bytes: 100 });
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         *self.image_absent.lock().unwrap() = false;

@@ -368,6 +368,29 @@ async fn an_absent_image_is_pulled_and_seen() {
     assert!(events.iter().any(|event| event.contains("pulling")), "{events:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_brings_nothing_ends_the_attempt_at_the_first_limit() {
+    let image = format!("127.0.0.1:5000/a@sha256:{}", "0".repeat(64));
+    for (attempt_seconds, code, after) in [(40, "attempt_timeout", 40), (600, "registry_unreachable", 120)] {
+        let mut stage = Stage::new(simulated(), |spec| {
+            spec["engine"]["launch"] = json!({"plain": {"image": image}});
+            spec["timeouts"] = json!({"attempt_seconds": attempt_seconds});
+        })
+        .await;
+        let engine = Arc::new(Fake::new(RuntimeKind::Docker, true));
+        *engine.image_absent.lock().unwrap() = true;
+        *engine.registry_silent.lock().unwrap() = true;
+        let began = tokio::time::Instant::now();
+        let outcome = stage.begin(engine.clone()).await.unwrap();
+        let Outcome::Failed(failure) = &outcome else { panic!("{outcome:?}") };
+        assert_eq!(failure.code, code);
+        let took = began.elapsed().as_secs();
+        assert!((after..after + 15).contains(&took), "{took} s");
+        assert_eq!(engine.words(), ["create", "create", "pull", "remove"], "nothing is made after the end");
+        assert!(stage.manager.book.until("ended").await.contains(code));
+    }
+}
+
 // With a real mount and real processes.
 
 async fn media(script: &str) -> Option<(Stage, tempfile::TempDir)> {
