@@ -11,6 +11,7 @@
 //! | the engine blames the media | input | the engine's own |
 //! | memory ran out | policy | `out_of_memory` |
 //! | a limit in time | policy | `attempt_timeout`, `no_progress` |
+//! | more outputs than one attempt may publish | policy | `too_many_outputs` |
 //! | an input changed since submission | input | `input_changed` |
 //! | an input cannot be read | infrastructure | `input_read_failed` |
 //! | an output cannot be written | infrastructure | `output_write_failed`, `no_space` |
@@ -109,6 +110,16 @@ pub fn of_mount(path: &str, key: &str, message: &str, errno: i32, is_input: bool
 pub fn output_missing(slot: &str, key: &str, log_tail: String) -> Failure {
     let message = format!("the engine ended well but made no output {slot:?} ({key:?}); check its arguments");
     Failure { log_tail, ..Failure::new(FailureClass::Engine, "output_missing", message) }
+}
+
+/// The outputs are too many, or their description is too long, for one grant: no retry changes that.
+pub fn too_many_outputs(objects: usize, most: usize, bytes: usize, most_bytes: usize) -> Failure {
+    let message = format!(
+        "the engine made {objects} output files, described in {bytes} bytes; one attempt may publish at most {most} \
+         files, described in at most {most_bytes} bytes; split the job, or have the engine make fewer files with \
+         shorter names"
+    );
+    Failure::new(FailureClass::Policy, "too_many_outputs", message)
 }
 
 /// The worker ended without a word.

@@ -6,10 +6,13 @@
 
 use std::time::Duration;
 
+use prost::Message as _;
 use telecine_domain::attempt::{Counters, Phase};
 use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::manifest::Manifest;
 use telecine_mount::{SealError, SealedFile};
+use telecine_proto::MAX_MESSAGE_BYTES;
+use telecine_proto::convert::MAX_OBJECTS;
 use telecine_proto::worker::v1::{self as wire, from_manager, from_worker};
 
 use super::WorkerError;
@@ -20,6 +23,8 @@ use super::shared::Halt;
 use crate::failure;
 use crate::folder::{AttemptResult, Outcome};
 
+/// What a message may have around the seal or the grant: names of the attempt and the call, and the trace.
+const ENVELOPE_BYTES: usize = 16 * 1024;
 const LOG_PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -75,6 +80,7 @@ async fn publish(attempt: &Attempt) -> Result<Verdict, Halt> {
         sealed = seal(attempt) => sealed.map_err(Halt::Failed)?,
     };
     let body = wire::Seal { manifest: Some(manifest.into()), counters: Some(counters(attempt).into()) };
+    within_limits(&body).map_err(Halt::Failed)?;
     // From here on only an answer decides.
     let answer = tokio::select! {
         answer = session::call(shared, from_worker::Body::Seal(body)) => answer,
@@ -89,6 +95,16 @@ async fn publish(attempt: &Attempt) -> Result<Verdict, Halt> {
         Err(NoAnswer::Refused { code, message }) => Err(refused(attempt, &code, &message)),
     };
     Ok(complete(attempt, &granted?).await)
+}
+
+/// What the manager could not take or answer would be asked again and again: it is not asked.
+fn within_limits(seal: &wire::Seal) -> Result<(), Failure> {
+    let objects = seal.manifest.as_ref().map_or(0, |manifest| manifest.objects.len());
+    let (bytes, most_bytes) = (seal.encoded_len(), MAX_MESSAGE_BYTES - ENVELOPE_BYTES);
+    if objects <= MAX_OBJECTS && bytes <= most_bytes {
+        return Ok(());
+    }
+    Err(failure::too_many_outputs(objects, MAX_OBJECTS, bytes, most_bytes))
 }
 
 /// A refusal while somebody stops the job is the stop.
@@ -261,4 +277,28 @@ async fn abort_unpublished(attempt: &Attempt) -> bool {
 
 fn counters(attempt: &Attempt) -> Counters {
     attempt.mounted.as_ref().map(|mounted| mount::counters(mounted.counters())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use telecine_proto::types::v1 as types;
+
+    use super::*;
+
+    fn seal(objects: usize, key: &str) -> wire::Seal {
+        let object = types::SealedObject { key: key.to_owned(), ..Default::default() };
+        let manifest = types::Manifest { objects: vec![object; objects] };
+        wire::Seal { manifest: Some(manifest), counters: None }
+    }
+
+    #[test]
+    fn more_outputs_than_a_grant_can_carry_are_a_limit_and_no_accident() {
+        assert_eq!(within_limits(&seal(MAX_OBJECTS, "out/segment.ts")), Ok(()));
+        let many = within_limits(&seal(MAX_OBJECTS + 1, "out/segment.ts")).unwrap_err();
+        assert_eq!((many.class, many.code.as_str()), (FailureClass::Policy, "too_many_outputs"));
+        assert!(many.message.contains("5001") && many.message.contains("5000"), "{}", many.message);
+        let long = within_limits(&seal(4_500, &"k".repeat(1000))).unwrap_err();
+        assert_eq!((long.class, long.code.as_str()), (FailureClass::Policy, "too_many_outputs"));
+        assert!(long.message.contains(&(MAX_MESSAGE_BYTES - ENVELOPE_BYTES).to_string()), "{}", long.message);
+    }
 }
