@@ -13,12 +13,15 @@ mod recovery;
 mod session;
 mod supervisor;
 
+use std::any::Any;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use rustix::fs::FlockOperation;
 use telecine_domain::id::InstanceId;
 use telecine_proto::net::Network;
@@ -109,12 +112,16 @@ pub enum CoordinatorError {
         /// What is wrong.
         problem: String,
     },
+    /// A task of the coordinator panicked.
+    #[error("a task of the agent panicked, so the agent ends; running attempts go on, start it again: {0}")]
+    Panicked(String),
 }
 
 /// Runs the coordinator until it has drained or is told to leave.
 ///
 /// # Errors
-/// When it cannot begin: the data folder, the authority's certificate or the join token cannot be used.
+/// When it cannot begin: the data folder, the authority's certificate or the join token cannot be used. When one of its
+/// tasks panics: its workers live on for the next coordinator.
 pub async fn run(
     config: AgentConfig,
     parts: CoordinatorParts,
@@ -139,16 +146,17 @@ pub async fn run(
     tasks.spawn(session::keep(desk.clone(), dialer, tasks.clone()));
     tasks.spawn(recovery::remove_strays(desk.clone()));
     tasks.spawn(watch_health(desk.clone()));
-    tokio::select! {
-        () = shutdown.now.cancelled() => tracing::info!("leaving; workers go on"),
-        () = drained(&desk, &shutdown) => tracing::info!("drained"),
-    }
+    let ended = tokio::select! {
+        () = shutdown.now.cancelled() => { tracing::info!("leaving; workers go on"); Ok(()) }
+        () = drained(&desk, &shutdown) => { tracing::info!("drained"); Ok(()) }
+        message = tasks.panicked() => Err(CoordinatorError::Panicked(message)),
+    };
     tasks.end().await;
     if desk.is_empty() {
         let unmounted = mounts::unmount_all(&desk.config.attempts_folder());
         unmounted.unwrap_or_else(|error| tracing::warn!(%error, "a mount stays behind"));
     }
-    Ok(())
+    ended
 }
 
 async fn drained(desk: &Arc<Desk>, shutdown: &Shutdown) {
@@ -166,20 +174,33 @@ async fn watch_health(desk: Arc<Desk>) {
 }
 
 /// The coordinator's tasks: all of them end with it, whatever they do. What they leave undone is found again by the
-/// next coordinator.
+/// next coordinator. One that panics ends the coordinator: without it the agent would live on and do nothing.
 #[derive(Clone, Debug, Default)]
 struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
+    panic: Arc<OnceLock<String>>,
+    panicked: CancellationToken,
 }
 
 impl Tasks {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
+        let (stop, panic, panicked) = (self.stop.clone(), self.panic.clone(), self.panicked.clone());
         self.tracker.spawn(async move {
+            // Nothing that a panic may have left half done is used again: the coordinator ends.
+            let task = AssertUnwindSafe(task).catch_unwind();
             // `None`: it was ended.
-            let _ended = stop.run_until_cancelled_owned(task).await;
+            if let Some(Err(payload)) = stop.run_until_cancelled_owned(task).await {
+                panic.get_or_init(|| words(payload.as_ref()));
+                panicked.cancel();
+            }
         });
+    }
+
+    /// Waits until a task has panicked; answers with what.
+    async fn panicked(&self) -> String {
+        self.panicked.cancelled().await;
+        self.panic.get().cloned().unwrap_or_default()
     }
 
     async fn end(&self) {
@@ -187,6 +208,13 @@ impl Tasks {
         self.tracker.close();
         self.tracker.wait().await;
     }
+}
+
+/// What a panic said.
+fn words(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no words").to_owned()
 }
 
 fn data_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CoordinatorError {
@@ -270,6 +298,24 @@ fn instance_id(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_noticed_and_everything_else_ends() {
+        let tasks = Tasks::default();
+        let still_there = Arc::new(());
+        let held = still_there.clone();
+        tasks.spawn(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        tasks.spawn(async {});
+        let quiet = tokio::time::timeout(Duration::from_millis(20), tasks.panicked()).await;
+        assert!(quiet.is_err(), "an end without a panic is none");
+        tasks.spawn(async { panic!("attempt {}", 7) });
+        assert_eq!(tasks.panicked().await, "attempt 7");
+        tasks.end().await;
+        assert_eq!(Arc::strong_count(&still_there), 1);
+    }
 
     #[test]
     fn a_folder_has_one_agent_and_one_instance() {
