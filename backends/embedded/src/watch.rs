@@ -2,12 +2,16 @@
 //!
 //! A file has arrived when its writer closes it or when it is renamed into place. What no event told (it was there
 //! before, the queue of events ran over, a whole folder was moved in) a listing finds: such a file has arrived when its
-//! size and modification time have stood still for a while and nobody is known to be writing it. An arrival is told at
-//! least once for each version; whoever takes it makes it exactly once (`telecine-core`'s ingest).
+//! size and modification time have stood still for a while and nobody is known to be writing it. A file that was made or
+//! changed with no close (a hard link, a truncation by name) has arrived when it has stood still for as long and the
+//! system says that nobody has it open for writing; where the system cannot say, a file that was written to waits for
+//! its close. An arrival is told at least once for each version; whoever takes it makes it exactly once
+//! (`telecine-core`'s ingest).
 //!
 //! What it is not: a judge of what arrives. Hidden names are ignored; everything else is passed on.
 
 mod signals;
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,11 +28,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use signals::{Seen, Signals};
+use writers::{Writers, writers_of};
 
 /// Keys of a listing at a time.
 const PAGE: usize = 1000;
 /// A folder that appears is listed after this, when the system watches it too.
 const FOLDER_DELAY: Duration = Duration::from_millis(300);
+/// A file that was touched and not closed is first looked at after this.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// Without events, listings are all there is.
 const RECONCILE_WITHOUT_EVENTS: Duration = Duration::from_secs(5);
 /// When files of dead writers are looked for, and how old they must be.
@@ -38,7 +45,7 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// How patient a watcher is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchSettings {
-    /// How long a file that a listing found must stand still.
+    /// How long a file that a listing found, or that was touched and not closed, must stand still.
     pub settle: Duration,
     /// Time between listings of everything.
     pub reconcile: Duration,
@@ -80,7 +87,7 @@ impl LocalWatcher {
             signals: signals.ok(),
             arrivals,
             refused: Arc::clone(&refused),
-            writing: BTreeSet::new(),
+            writing: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             told: BTreeMap::new(),
             folders: BTreeMap::new(),
@@ -120,6 +127,15 @@ struct Unsettled {
     since: Instant,
 }
 
+/// A file that was made or written to, and not closed since.
+struct Touched {
+    /// Whether it was written to; one that was only made may be a link to a file that is whole.
+    written: bool,
+    /// The version that stood there when it was looked at last.
+    version: Option<ObjectVersion>,
+    look_at: Instant,
+}
+
 struct Watch {
     store: StoreId,
     opened: OpenedStore,
@@ -128,8 +144,7 @@ struct Watch {
     signals: Option<Signals>,
     arrivals: mpsc::Sender<ArrivedObject>,
     refused: Arc<Mutex<Vec<ObjectKey>>>,
-    /// Written to and not closed since.
-    writing: BTreeSet<ObjectKey>,
+    writing: BTreeMap<ObjectKey, Touched>,
     unsettled: BTreeMap<ObjectKey, Unsettled>,
     /// The version of each key that was sent last.
     told: BTreeMap<ObjectKey, String>,
@@ -184,6 +199,7 @@ impl Watch {
             self.reconcile_at = Instant::now() + every;
         }
         self.settle().await?;
+        self.settle_touched().await?;
         if self.clean_at <= now {
             self.clean().await;
         }
@@ -192,8 +208,9 @@ impl Watch {
 
     fn next_wake(&self) -> Instant {
         let settled = self.unsettled.values().map(|file| file.since + self.settings.settle);
+        let touched = self.writing.values().map(|file| file.look_at);
         let listed = self.folders.values().copied();
-        let next = settled.chain(listed).min();
+        let next = settled.chain(touched).chain(listed).min();
         let next = next.map_or(self.reconcile_at, |next| next.min(self.reconcile_at));
         next.min(self.clean_at)
     }
@@ -213,10 +230,8 @@ impl Watch {
                     self.writing.remove(&key);
                     self.look(key).await?;
                 }
-                Seen::Touched => {
-                    self.unsettled.remove(&key);
-                    self.writing.insert(key);
-                }
+                Seen::Made => self.touched(key, false),
+                Seen::Written => self.touched(key, true),
                 Seen::Folder => self.list_soon(&key),
                 Seen::Gone => {
                     self.writing.remove(&key);
@@ -226,6 +241,13 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    fn touched(&mut self, key: ObjectKey, written: bool) {
+        self.unsettled.remove(&key);
+        let look_at = Instant::now() + FIRST_LOOK.min(self.settings.settle);
+        let touched = self.writing.entry(key).or_insert(Touched { written, version: None, look_at });
+        *touched = Touched { written: written || touched.written, version: None, look_at };
     }
 
     /// Names that are no keys cannot be named by a job; listings leave them out too.
@@ -290,7 +312,7 @@ impl Watch {
         }
         if prefix.is_empty() {
             self.told.retain(|key, _| listed.contains(key));
-            self.writing.retain(|key| listed.contains(key));
+            self.writing.retain(|key, _| listed.contains(key));
             self.was_listed = true;
         }
         Ok(())
@@ -305,7 +327,7 @@ impl Watch {
 
     async fn found(&mut self, entry: ObjectEntry) -> Result<(), Ended> {
         let ObjectEntry { key, version, modified } = entry;
-        if self.told.get(&key) == Some(&version.etag) || self.writing.contains(&key) {
+        if self.told.get(&key) == Some(&version.etag) || self.writing.contains_key(&key) {
             return Ok(());
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -341,6 +363,55 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// Files that were touched and stood still since, with no close: links, truncations, and writers that pause.
+    async fn settle_touched(&mut self) -> Result<(), Ended> {
+        let now = Instant::now();
+        let due: Vec<ObjectKey> =
+            self.writing.iter().filter(|(_, file)| file.look_at <= now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            let version = match self.opened.head(&key).await {
+                Ok(Some(version)) => version,
+                Ok(None) => {
+                    self.writing.remove(&key);
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a file that was written to cannot be looked at; it is tried again");
+                    self.look_again(&key, None);
+                    continue;
+                }
+            };
+            let still = self.writing.get(&key).is_some_and(|file| file.version.as_ref() == Some(&version));
+            if still && self.is_whole(&key, &version).await {
+                self.writing.remove(&key);
+                self.tell(key, version).await?;
+            } else {
+                self.look_again(&key, Some(version));
+            }
+        }
+        Ok(())
+    }
+
+    fn look_again(&mut self, key: &ObjectKey, version: Option<ObjectVersion>) {
+        if let Some(file) = self.writing.get_mut(key) {
+            file.version = version;
+            file.look_at = Instant::now() + self.settings.settle;
+        }
+    }
+
+    /// Whether a file that stands still and was not closed is nobody's work in progress.
+    async fn is_whole(&self, key: &ObjectKey, version: &ObjectVersion) -> bool {
+        match writers_of(&self.folder, key).await {
+            Writers::None => true,
+            Writers::Some => false,
+            // What has bytes and was never written to under this name is a link. Its writer, if it has one, cannot be
+            // known here; who writes under this name closes it some day.
+            Writers::Unknown => {
+                version.size_bytes > 0 && self.writing.get(key).is_some_and(|file| !file.written)
+            }
+        }
     }
 
     async fn clean(&mut self) {

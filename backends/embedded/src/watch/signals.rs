@@ -16,8 +16,10 @@ const MOST_NAMES: usize = 100_000;
 pub(super) enum Seen {
     /// Closed after writing, or renamed into place.
     Whole,
-    /// Made or written to.
-    Touched,
+    /// Made.
+    Made,
+    /// Written to, or cut.
+    Written,
     /// A folder appeared.
     Folder,
     /// Removed or renamed away.
@@ -105,7 +107,8 @@ fn seen(kind: EventKind) -> Option<Seen> {
         EventKind::Access(AccessKind::Close(AccessMode::Write))
         | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Seen::Whole),
         EventKind::Create(CreateKind::Folder) => Some(Seen::Folder),
-        EventKind::Create(_) | EventKind::Modify(ModifyKind::Data(_)) => Some(Seen::Touched),
+        EventKind::Create(_) => Some(Seen::Made),
+        EventKind::Modify(ModifyKind::Data(_)) => Some(Seen::Written),
         EventKind::Remove(RemoveKind::File) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => {
             Some(Seen::Gone)
         }

@@ -79,6 +79,42 @@ async fn a_slow_writer_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_appears_without_a_close_arrives_when_it_stands_still() {
+    let outside = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("whole.mov"), "whole").unwrap();
+    let mut writer = File::create(outside.path().join("part.mov")).unwrap();
+    writer.write_all(b"part").unwrap();
+    let (_watcher, mut arrived) = watch(folder.path(), EVENTS_ONLY);
+    settled_in().await;
+    std::fs::hard_link(outside.path().join("whole.mov"), folder.path().join("link.mov")).unwrap();
+    assert_eq!(next(&mut arrived).await.location.key.as_str(), "link.mov");
+
+    // Cut by name: nothing is opened, so nothing is closed.
+    cut(&folder.path().join("link.mov"), 2);
+    let object = next(&mut arrived).await;
+    assert_eq!((object.location.key.as_str(), object.version.size_bytes), ("link.mov", 2));
+
+    // A link to a file that is still open for writing, under a name that is not watched.
+    std::fs::hard_link(outside.path().join("part.mov"), folder.path().join("part.mov")).unwrap();
+    nothing_for(&mut arrived, Duration::from_millis(1500)).await;
+    writer.write_all(b" two").unwrap();
+    nothing_for(&mut arrived, Duration::from_millis(1500)).await;
+    drop(writer);
+    let object = next(&mut arrived).await;
+    assert_eq!((object.location.key.as_str(), object.version.size_bytes), ("part.mov", 8));
+    nothing_for(&mut arrived, Duration::from_millis(1500)).await;
+}
+
+/// `truncate(2)`.
+fn cut(path: &Path, size: i64) {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: the path is a string that ends with a zero.
+    assert_eq!(unsafe { libc::truncate(path.as_ptr(), size) }, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rename_into_place_is_an_arrival() {
     let outside = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();
