@@ -3,7 +3,9 @@
 //! Level-triggered: what should be is a record on disk for each instance (written before its process is started), what
 //! is are the processes; `supervise` brings the second to the first. An agent that dies is started again in its own
 //! folder, where it finds its workers. An agent outlives the process that started it and is adopted by the next one,
-//! known by process id, start time and boot.
+//! known by process id, start time and boot. An adopted agent whose configuration would be another one now (the
+//! manager listens elsewhere) is asked to leave its workers to the next agent, which is then started in its place. Those
+//! workers keep the managers of their own assignment.
 
 mod process;
 mod record;
@@ -30,6 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const MOST_BACKOFF: Duration = Duration::from_secs(60);
 /// An agent that ran this long before it died is started again at once.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
+
+/// An agent that was asked to make way for the next one is killed after this; its workers go on all the same.
+const LEAVE_LIMIT: Duration = Duration::from_secs(15);
 
 /// A pool of agents on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +116,8 @@ struct Agent {
     started: Option<Instant>,
     not_before: Instant,
     kill_at: Option<Instant>,
+    /// Adopted, and its configuration not compared since with what it would be now.
+    unchecked: bool,
 }
 
 impl LocalInstances {
@@ -142,7 +149,10 @@ impl LocalInstances {
                 tracing::warn!(%instance, pool = %record.pool, "there is no such pool any more; its instance is retired");
                 record.wanted = Wanted::Retired;
             }
-            (instance, Agent { record, process, failures: 0, started: None, not_before: now, kill_at: None })
+            let unchecked = process.is_some();
+            let agent =
+                Agent { record, process, failures: 0, started: None, not_before: now, kill_at: None, unchecked };
+            (instance, agent)
         });
         let agents = Mutex::new(agents.collect());
         let pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
@@ -166,7 +176,14 @@ impl LocalInstances {
     /// Starts what should run and does not, ends what should not, until `ending`. Agents go on after that.
     pub(crate) async fn supervise(self: Arc<Self>, ending: CancellationToken) {
         loop {
-            self.look().await;
+            // Giving it up is safe: what it waits for is a lock, and a provisioner that writes whole files.
+            tokio::select! {
+                () = ending.cancelled() => return,
+                () = async {
+                    self.check_adopted().await;
+                    self.look().await;
+                } => {}
+            }
             tokio::select! {
                 () = ending.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -192,12 +209,55 @@ impl LocalInstances {
         }
     }
 
+    /// Compares the configuration of each adopted agent with what it would be now. The new text reaches the disk only
+    /// when the next agent is started: whoever dies in between finds the difference again.
+    async fn check_adopted(&self) {
+        let unchecked = |agent: &Agent| {
+            agent.unchecked && agent.record.wanted == Wanted::Running && agent.not_before <= Instant::now()
+        };
+        let adopted: Vec<NewAgent> = self
+            .agents
+            .lock()
+            .await
+            .values()
+            .filter(|agent| unchecked(agent))
+            .map(|a| self.new_agent(a))
+            .collect();
+        for new in adopted {
+            let instance = new.instance;
+            // Without the lock: the provisioner may wait until a manager listens.
+            let provisioned = self.provisioner.provision(&new).await;
+            let mut agents = self.agents.lock().await;
+            let Some(agent) = agents.get_mut(&instance).filter(|agent| unchecked(agent)) else { continue };
+            let fresh = match provisioned {
+                Ok(fresh) => fresh,
+                Err(problem) => {
+                    agent.failures += 1;
+                    agent.not_before = Instant::now() + backoff(agent.failures);
+                    tracing::warn!(%instance, %problem, "the configuration of an adopted agent could not be compared; it is tried again");
+                    continue;
+                }
+            };
+            agent.unchecked = false;
+            agent.failures = 0;
+            let config = std::fs::read(config_path(&self.folder, instance));
+            if config.is_ok_and(|config| config == fresh.as_bytes()) {
+                continue;
+            }
+            if let Some(process) = &agent.process {
+                tracing::info!(%instance, "an adopted agent has another configuration than it would have now; it is replaced, and its workers go on");
+                process.ask_to_leave();
+                agent.kill_at = Some(Instant::now() + LEAVE_LIMIT);
+            }
+        }
+    }
+
     async fn look(&self) {
         let mut agents = self.agents.lock().await;
         let mut gone = Vec::new();
         for (instance, agent) in agents.iter_mut() {
             match (is_running(agent), agent.record.wanted) {
-                (true, Wanted::Running) => {}
+                (true, Wanted::Running) => kill_in_time(agent),
                 (true, Wanted::Retired) => self.press(agent),
                 (false, Wanted::Retired) => gone.push(*instance),
                 (false, Wanted::Running) => self.start_again(agent).await,
@@ -218,19 +278,12 @@ impl LocalInstances {
 
     /// A retired agent is asked once, and killed when it takes too long.
     fn press(&self, agent: &mut Agent) {
-        let instance = agent.record.instance;
         match agent.kill_at {
             None => {
                 ask_to_end(agent);
                 agent.kill_at = Some(Instant::now() + self.drain_limit);
             }
-            Some(at) if Instant::now() >= at => {
-                tracing::warn!(%instance, "a retired agent did not end in time and is killed");
-                if let Some(process) = &agent.process {
-                    process.kill();
-                }
-            }
-            Some(_) => {}
+            Some(_) => kill_in_time(agent),
         }
     }
 
@@ -255,8 +308,7 @@ impl LocalInstances {
 
     /// Starts the process of a record that is on disk already.
     async fn start(&self, agent: &mut Agent) -> Result<(), String> {
-        let folder = record::folder_of(&self.folder, agent.record.instance);
-        let new = NewAgent { instance: agent.record.instance, pool: agent.record.pool.clone(), folder };
+        let new = self.new_agent(agent);
         let config = self.provisioner.provision(&new).await?;
         let path = config_path(&self.folder, new.instance);
         record::write_private(&path, config.as_bytes())
@@ -266,8 +318,16 @@ impl LocalInstances {
         agent.record.started = Some(process.started().clone());
         agent.process = Some(process);
         agent.started = Some(Instant::now());
+        agent.unchecked = false;
+        agent.kill_at = None;
         // Without this line on disk the process is found by its command line.
         record::write(&self.folder, &agent.record).map_err(|error| error.to_string())
+    }
+
+    fn new_agent(&self, agent: &Agent) -> NewAgent {
+        let instance = agent.record.instance;
+        let folder = record::folder_of(&self.folder, instance);
+        NewAgent { instance, pool: agent.record.pool.clone(), folder }
     }
 
     fn pool(&self, pool: &PoolName) -> Result<&LocalPool, InstancesError> {
@@ -307,6 +367,15 @@ fn ask_to_end(agent: &Agent) {
     }
 }
 
+fn kill_in_time(agent: &Agent) {
+    if let (Some(at), Some(process)) = (agent.kill_at, &agent.process)
+        && Instant::now() >= at
+    {
+        tracing::warn!(instance = %agent.record.instance, "an agent did not end in time and is killed");
+        process.kill();
+    }
+}
+
 #[async_trait]
 impl Instances for LocalInstances {
     async fn status(&self, pool: &PoolName) -> Result<PoolStatus, InstancesError> {
@@ -340,8 +409,15 @@ impl Instances for LocalInstances {
                 InstancesError::Unavailable(format!("{}: {error}", folder.display()))
             })?;
             let now = Instant::now();
-            let mut agent =
-                Agent { record, process: None, failures: 0, started: None, not_before: now, kill_at: None };
+            let mut agent = Agent {
+                record,
+                process: None,
+                failures: 0,
+                started: None,
+                not_before: now,
+                kill_at: None,
+                unchecked: false,
+            };
             // The record says that it should run: a start that fails is tried again by `supervise`.
             self.start_again(&mut agent).await;
             agents.insert(instance, agent);
@@ -357,6 +433,8 @@ impl Instances for LocalInstances {
         };
         if agent.record.wanted == Wanted::Running {
             agent.record.wanted = Wanted::Retired;
+            // One that is making way for the next: it is asked again, and in its own time.
+            agent.kill_at = None;
             record::write(&self.folder, &agent.record)
                 .map_err(|error| InstancesError::Unavailable(format!("{instance}: {error}")))?;
         }

@@ -114,6 +114,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// At once, without its workers: the next agent finds them.
+    pub(super) fn ask_to_leave(&self) {
+        self.signal(Signal::HUP);
+    }
+
     pub(super) fn kill(&self) {
         self.signal(Signal::KILL);
     }

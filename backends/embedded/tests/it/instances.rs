@@ -21,6 +21,7 @@ const STUBBORN: &str = "trap '' TERM\necho \"$$\" > pid\nwhile :; do sleep 0.05;
 
 struct Config {
     refusals: AtomicU32,
+    manager: &'static str,
 }
 
 #[async_trait]
@@ -29,7 +30,9 @@ impl Provisioner for Config {
         let left = self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match left {
             Ok(_) => Err("no token just now".to_owned()),
-            Err(_) => Ok(format!("instance_id = \"{}\"\n", agent.instance)),
+            Err(_) => {
+                Ok(format!("instance_id = \"{}\"\nmanagers = [\"{}\"]\n", agent.instance, self.manager))
+            }
         }
     }
 }
@@ -47,7 +50,7 @@ fn config(folder: &Path, script: &str, refusals: u32, drain_limit: Duration) -> 
             program: "/bin/sh".into(),
             arguments: vec![program.to_str().unwrap().to_owned()],
         },
-        provisioner: Arc::new(Config { refusals: refusals.into() }),
+        provisioner: Arc::new(Config { refusals: refusals.into(), manager: "here" }),
         drain_limit,
         ..plain_config(folder)
     }
@@ -119,6 +122,41 @@ async fn an_agent_outlives_its_starter_and_is_adopted() {
     until("its folder goes", async || !folder_of(folder.path(), instance).exists()).await;
     assert!(second.instances.status(&pool()).await.unwrap().instances.is_empty());
     second.instances.retire(&pool(), instance).await.expect("one that is gone is no error");
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_agent_whose_manager_moved_leaves_its_workers_to_the_next() {
+    // A worker has a session of its own; on SIGTERM the agent would end its worker too.
+    const WITH_WORKER: &str = "if [ ! -e worker ]; then setsid sleep 60 & echo $! > worker; fi\n\
+        trap 'kill $(cat worker); exit 0' TERM\ntrap 'echo left > left; exit 0' HUP\n\
+        echo \"$$\" > pid\nwhile :; do sleep 0.05; done\n";
+    let folder = tempfile::tempdir().unwrap();
+    let first = Embedded::open(config(folder.path(), WITH_WORKER, 0, LONG)).await.unwrap();
+    first.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&first, folder.path()).await;
+    first.close().await;
+    drop(first);
+
+    // The provisioner fails at first: it is asked again.
+    let moved = Arc::new(Config { refusals: 1.into(), manager: "there" });
+    let second = EmbeddedConfig { provisioner: moved, ..config(folder.path(), WITH_WORKER, 0, LONG) };
+    let second = Embedded::open(second).await.unwrap();
+    until("the next agent runs", async || {
+        pid_of(folder.path(), instance).is_some_and(|next| next != pid && is_alive(next))
+    })
+    .await;
+    assert!(!is_alive(pid), "never two at a time");
+    assert_eq!(running(&second).await, [instance]);
+    let own = folder_of(folder.path(), instance);
+    assert!(std::fs::read_to_string(own.join("agent.toml")).unwrap().contains("there"));
+    assert!(own.join("left").exists(), "it was asked to leave, not to drain");
+    let worker: i32 = std::fs::read_to_string(own.join("worker")).unwrap().trim().parse().unwrap();
+    assert!(is_alive(worker));
+    let next = pid_of(folder.path(), instance).unwrap();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(pid_of(folder.path(), instance), Some(next), "once");
+    assert_eq!(second.instances.drain_all(Duration::from_secs(10)).await, 0);
     second.close().await;
 }
 
