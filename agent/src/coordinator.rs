@@ -145,6 +145,7 @@ pub async fn run(
     recovery::find_attempts(&desk, &tasks);
     tasks.spawn(session::keep(desk.clone(), dialer, tasks.clone()));
     tasks.spawn(recovery::remove_strays(desk.clone()));
+    tasks.spawn(aftermath::settle_journals(desk.clone()));
     tasks.spawn(watch_health(desk.clone()));
     let ended = tokio::select! {
         () = shutdown.now.cancelled() => { tracing::info!("leaving; workers go on"); Ok(()) }

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use telecine_domain::attempt::{AttemptId, Counters};
 use telecine_domain::failure::Failure;
-use telecine_domain::id::{AccountId, InstanceId, RegionName};
+use telecine_domain::id::{AccountId, AttemptNumber, Epoch, InstanceId, RegionName};
 use telecine_domain::job::JobSpec;
 use telecine_domain::resources::Resources;
 use telecine_domain::time::Timestamp;
@@ -152,6 +152,17 @@ impl AttemptFolder {
     /// The name of an attempt's folder and of its container.
     pub fn name_of(attempt: &AttemptId) -> String {
         format!("{}-{}-{}", attempt.job, attempt.attempt, attempt.epoch)
+    }
+
+    /// The attempt of a name that `name_of` made.
+    pub fn attempt_of(name: &str) -> Option<AttemptId> {
+        let mut parts = name.split('-');
+        let attempt = AttemptId {
+            job: parts.next()?.parse().ok()?,
+            attempt: AttemptNumber(parts.next()?.parse().ok()?),
+            epoch: Epoch(parts.next()?.parse().ok()?),
+        };
+        (Self::name_of(&attempt) == name).then_some(attempt)
     }
 
     /// The folder of `attempt` below `attempts`; it need not be there.

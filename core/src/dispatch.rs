@@ -21,6 +21,7 @@ use tracing::error;
 
 use crate::backend::Backend;
 use crate::job_row::{self, Recorded};
+use crate::jobs;
 use crate::layout;
 use crate::ports::credentials::{CredentialsError, Grants, Minted};
 use crate::ports::table::{Condition, PageToken, Source, TableError, Write};
@@ -368,6 +369,40 @@ pub async fn store_access(
     now: Timestamp,
 ) -> Result<Vec<StoreAccess>, AccessError> {
     let job = live_job(backend, attempt).await?.job;
+    access_to(backend, &job, life, now).await
+}
+
+/// The job of an attempt whose epoch is closed, and the rights with which `instance`, on which it ran, takes away what it
+/// has left in the job's stores.
+///
+/// # Errors
+/// `Change` while the attempt has the right, and when it never ran there; `StoreGone`, `Credentials`.
+pub async fn closing_access(
+    backend: &Backend,
+    attempt: AttemptId,
+    instance: InstanceId,
+    life: Duration,
+    now: Timestamp,
+) -> Result<(Job, Vec<StoreAccess>), AccessError> {
+    let unknown = || ChangeError::NotFound(attempt.job);
+    let job = job_row::load(backend, attempt.job).await.map_err(ChangeError::from)?.ok_or_else(unknown)?.job;
+    if job.live_attempt() == Some(attempt) {
+        return Err(ChangeError::Illegal { job: job.id, state: job.state.name() }.into());
+    }
+    let attempts = jobs::attempts(backend, job.account, job.id).await.map_err(ChangeError::from)?;
+    if !attempts.iter().any(|ran| ran.id == attempt && ran.instance == instance) {
+        return Err(unknown().into());
+    }
+    let access = access_to(backend, &job, life, now).await?;
+    Ok((job, access))
+}
+
+async fn access_to(
+    backend: &Backend,
+    job: &Job,
+    life: Duration,
+    now: Timestamp,
+) -> Result<Vec<StoreAccess>, AccessError> {
     let mut access = Vec::new();
     for (id, grants) in grants_of(&job.spec.composition) {
         let store = stores::find(backend, job.account, &id.to_string()).await.map_err(ChangeError::from)?;

@@ -104,6 +104,18 @@ pub(crate) async fn leftovers(lead: &Lead, attempt: AttemptId) -> Option<Leftove
     }
 }
 
+/// Has the leftovers of an attempt that lost its right before taken away: it may have gone on for a while, and what was
+/// asked for when its epoch was closed may not have been done.
+pub(crate) async fn close_again(lead: Arc<Lead>, attempt: AttemptId, instance: InstanceId) {
+    match dispatch::closing_access(&lead.backend, attempt, instance, ACCESS_LIFE, lead.now()).await {
+        Ok((job, access)) => {
+            let (spec_json, stores) = (convert::json(&job.spec), to_wire(&access));
+            close_epoch(lead, Leftovers { attempt, instance, spec_json, stores }).await;
+        }
+        Err(error) => warn!(%attempt, %error, "the leftovers of an attempt cannot be taken away yet"),
+    }
+}
+
 /// Has the leftovers of a closed epoch taken away: by the instance that made them, else by any other.
 pub(crate) async fn close_epoch(lead: Arc<Lead>, leftovers: Leftovers) {
     let Leftovers { attempt, instance, spec_json, stores } = leftovers;

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::{Failure, FailureClass};
@@ -17,6 +18,9 @@ use crate::folder::{
 };
 use crate::launcher::last_words;
 use crate::mounts;
+
+/// Between two looks at the journals that wait.
+const JOURNALS_PERIOD: Duration = Duration::from_secs(60);
 
 /// Cleans up after the attempt's worker and tells the manager what the worker could not. `failure` is why there never
 /// was a worker.
@@ -110,6 +114,31 @@ fn keep_journal(
 /// Where the journal of a dead attempt waits.
 pub(super) fn journal_of(desk: &Desk, name: &str) -> PathBuf {
     journals_folder(&desk.config).join(name)
+}
+
+/// Asks again for the closing of epochs whose journals wait here: an attempt may have written after its epoch was closed,
+/// and the manager that was to ask may be gone. Never ends.
+pub(super) async fn settle_journals(desk: Arc<Desk>) {
+    loop {
+        tokio::time::sleep(JOURNALS_PERIOD).await;
+        for attempt in waiting_journals(&desk) {
+            if desk.commands(&attempt).is_none() {
+                report(&desk, attempt, failure::worker_died()).await;
+            }
+        }
+    }
+}
+
+fn waiting_journals(desk: &Desk) -> Vec<AttemptId> {
+    let entries = match std::fs::read_dir(journals_folder(&desk.config)) {
+        Ok(entries) => entries,
+        Err(error) => {
+            tracing::warn!(%error, "the journals of dead attempts cannot be listed");
+            return Vec::new();
+        }
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| AttemptFolder::attempt_of(&name)).collect()
 }
 
 /// What the manager has not heard from the worker itself.

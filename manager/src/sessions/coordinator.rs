@@ -289,6 +289,7 @@ async fn record_gone(
     let Some(Some(job)) = lead.load(attempt.job).await else { return Some(false) };
     if job.live_attempt() != Some(attempt) {
         lead.tell_outcome(attempt, &job).await;
+        lead.spawn(publish::close_again(lead.clone(), attempt, instance));
         return Some(false);
     }
     if job.state.run().is_none_or(|run| run.instance != instance) {

@@ -109,6 +109,7 @@ async fn a_dead_worker_is_replaced_at_once_and_once() {
     let again = coordinator.worker_gone(first).await;
     assert!(matches!(again, to_coordinator::Body::Refused(refused) if refused.code == "stale"));
     assert_eq!(coordinator.next().await, Asked::Close(first));
+    assert_eq!(coordinator.next().await, Asked::Close(first), "whoever says it again has leftovers still");
     let second = coordinator.assigned().await;
     assert_eq!((second.job, second.attempt.0), (job, 2));
     tokio::time::sleep(Duration::from_secs(20)).await;

@@ -27,8 +27,9 @@ use std::ops::Range;
 use checker::Violation;
 use world::{Tally, World};
 
-/// Those that run by default.
-const SEEDS: Range<u64> = 0..20;
+/// Those that run by default. In 27 a worker that lost its right long ago asks for the grant: without the comparison of
+/// epochs in domain and core it gets one, and the job never ends.
+const SEEDS: Range<u64> = 8..28;
 
 /// A planted defect, to prove that the checks can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Mutant;
-use super::store::{attempt_of, hidden_name};
+use super::store::hidden_name;
 use super::weather::AgentNetwork;
 
 /// What all instances share.
@@ -279,8 +279,11 @@ impl ContainerRuntime for Engines {
         let engine = engines.get_mut(name).ok_or_else(|| Self::refused("start", name))?;
         let (output, receiver) = mpsc::channel(64);
         let (seconds, failures) = script(&engine.spec);
-        let (exit, stage, attempt) =
-            (engine.exit.clone(), self.stage.clone(), attempt_of(name).expect("an attempt's name"));
+        let (exit, stage, attempt) = (
+            engine.exit.clone(),
+            self.stage.clone(),
+            AttemptFolder::attempt_of(name).expect("an attempt's name"),
+        );
         let work = tokio::spawn(async move {
             for second in 1..=seconds {
                 tokio::time::sleep(Duration::from_secs(1)).await;

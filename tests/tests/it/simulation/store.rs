@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use telecine_agent::folder::AttemptFolder;
 use telecine_domain::attempt::AttemptId;
-use telecine_domain::id::{AttemptNumber, Epoch};
 
 const HIDDEN: &str = ".telecine-upload-";
 
@@ -77,23 +77,12 @@ pub(super) fn hidden_name(tag: &str, nth: usize) -> String {
 }
 
 fn attempt_of_hidden(name: &str) -> Option<AttemptId> {
-    attempt_of(name.strip_prefix(HIDDEN)?.rsplit_once('-')?.0)
-}
-
-/// The attempt from the name of its folder or container.
-pub(super) fn attempt_of(name: &str) -> Option<AttemptId> {
-    let mut parts = name.split('-');
-    Some(AttemptId {
-        job: parts.next()?.parse().ok()?,
-        attempt: AttemptNumber(parts.next()?.parse().ok()?),
-        epoch: Epoch(parts.next()?.parse().ok()?),
-    })
+    AttemptFolder::attempt_of(name.strip_prefix(HIDDEN)?.rsplit_once('-')?.0)
 }
 
 #[cfg(test)]
 mod tests {
-    use telecine_agent::folder::AttemptFolder;
-    use telecine_domain::id::JobId;
+    use telecine_domain::id::{AttemptNumber, Epoch, JobId};
     use telecine_domain::time::Timestamp;
 
     use super::*;

@@ -50,8 +50,8 @@ const ROUGH: Duration = Duration::from_secs(75);
 const TICK: Duration = Duration::from_millis(200);
 /// Without faults every job is over within this: two leases, the longest pause between attempts, and the work itself.
 const CALM: Duration = Duration::from_secs(300);
-/// And every epoch is closed.
-const TIDY: Duration = Duration::from_secs(120);
+/// And what closed epochs have left is taken away: coordinators look for that every minute.
+const TIDY: Duration = Duration::from_secs(200);
 
 /// What happened in a world, to see that enough did.
 #[derive(Clone, Debug, Default)]
@@ -63,8 +63,6 @@ pub(super) struct Tally {
     pub(super) reassigned: u32,
     pub(super) terms: u32,
     pub(super) faults: u32,
-    /// Hidden files of closed epochs that nobody took away. Closing an epoch is asked for once, best effort.
-    pub(super) left_behind: u32,
 }
 
 impl Tally {
@@ -76,7 +74,6 @@ impl Tally {
         self.reassigned += other.reassigned;
         self.terms += other.terms;
         self.faults += other.faults;
-        self.left_behind += other.left_behind;
     }
 }
 
@@ -465,7 +462,10 @@ impl World {
                 self.promises.len()
             )));
         }
-        self.tally.left_behind = u32::try_from(self.store.hidden().len()).unwrap();
+        let left = self.store.hidden();
+        if !left.is_empty() {
+            return Err(Violation(format!("nobody took away {left:?}")));
+        }
         self.tally.stalled = *self.stage.stalled.lock().unwrap();
         let jobs = u32::try_from(self.promises.len()).unwrap();
         self.tally.reassigned = self.checker.assignments().saturating_sub(jobs);
