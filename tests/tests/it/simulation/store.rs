@@ -30,7 +30,8 @@ pub(super) struct WatchedFolder {
 
 impl WatchedFolder {
     pub(super) fn new() -> Self {
-        let folder = super::scratch();
+        // Not `scratch`: the platform refuses stores below the system's own folders.
+        let folder = tempfile::tempdir().unwrap();
         let watch = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
         let flags = WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
         inotify::add_watch(&watch, folder.path(), flags).unwrap();
