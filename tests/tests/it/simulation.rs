@@ -31,6 +31,9 @@ use world::{Tally, World};
 /// epochs in domain and core it gets one, and the job never ends.
 const SEEDS: Range<u64> = 8..28;
 
+/// Seeds that run side by side, each in a world and on a thread of its own.
+const THREADS: usize = 2;
+
 /// A planted defect, to prove that the checks can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mutant {
@@ -63,10 +66,10 @@ fn seeds() -> Range<u64> {
     range.unwrap_or_else(|| panic!("TELECINE_SIM_SEEDS is {asked:?}, not from..to"))
 }
 
-#[test]
-fn promises_hold_whatever_fails() {
+/// Every `THREADS`th seed from the `nth` on.
+fn live_through(nth: usize) -> Tally {
     let mut all = Tally::default();
-    for seed in seeds() {
+    for seed in seeds().skip(nth).step_by(THREADS) {
         let (lived, report) = simulate(seed, None);
         match lived {
             Ok(tally) => all.add(&tally),
@@ -79,6 +82,16 @@ fn promises_hold_whatever_fails() {
             }
         }
     }
+    all
+}
+
+#[test]
+fn promises_hold_whatever_fails() {
+    let mut all = Tally::default();
+    std::thread::scope(|scope| {
+        let shares: Vec<_> = (0..THREADS).map(|nth| scope.spawn(move || live_through(nth))).collect();
+        shares.into_iter().for_each(|share| all.add(&share.join().expect("every promise was kept")));
+    });
     #[expect(clippy::print_stdout, reason = "what was exercised is worth knowing")]
     {
         println!("simulated: {all:?}");
