@@ -40,7 +40,7 @@ fn a_composition_with_mistakes_is_refused_with_each_of_them_and_makes_no_job() {
 #[test]
 fn a_store_folder_that_is_missing_is_named() {
     let up = Up::start(&[]);
-    let missing = up.data().join("not-there");
+    let missing = up.folder("shelves").join("not-there");
     let store = up.cli(&["stores", "create", "gone", "--folder", missing.to_str().expect("UTF-8")]);
     let output = up.try_cli(&["stores", "validate", &text(&store, "/id")]);
     let told =
