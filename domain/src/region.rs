@@ -15,6 +15,7 @@ mod assign;
 mod fleet;
 mod lease;
 mod queue;
+mod refusal;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -46,7 +47,8 @@ pub struct RegionConfig {
     pub policy: Policy,
     /// After this wait, the first job that fits no free capacity keeps one instance from being filled by later jobs.
     pub reserve_after: Duration,
-    /// Pause before a job whose assignment failed is assigned again.
+    /// Pause before a job whose assignment failed is assigned again; also the first pause of an instance that refused
+    /// for want of room, doubled with each refusal until it begins an attempt.
     pub refusal_pause: Duration,
 }
 
@@ -150,6 +152,16 @@ pub enum RegionEvent {
         instance: InstanceId,
         /// Whether the job is still (or again) queued.
         requeue: bool,
+    },
+    /// The instance did not take the attempt, for want of room: less is free there than is known here. Told before the
+    /// attempt is over, so that its job does not come back to the same instance at once.
+    InstanceRefused {
+        /// Who refused.
+        instance: InstanceId,
+        /// What it was offered.
+        attempt: AttemptId,
+        /// What it said is free.
+        free: Resources,
     },
     /// A coordinator has said hello.
     InstanceAttached {
@@ -311,6 +323,9 @@ impl Region {
             RegionEvent::AttemptOver(attempt) => self.attempt_over(attempt),
             RegionEvent::AssignmentFailed { job, instance, requeue } => {
                 self.assignment_failed(job, instance, requeue, now);
+            }
+            RegionEvent::InstanceRefused { instance, attempt, free } => {
+                self.instance_refused(instance, attempt, &free, now);
             }
             RegionEvent::InstanceAttached { profile, running } => {
                 self.attached(profile, &running, now, &mut actions);
@@ -485,6 +500,7 @@ impl Region {
                 self.fleet.change(instance, now, |slot| slot.unknown.clear());
                 self.queue.unblock();
             }
+            Timer::Refusal(instance) => self.refusal_over(instance, now),
             Timer::Away(instance) => self.instance_lost(instance, now, actions),
         }
     }

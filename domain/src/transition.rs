@@ -55,7 +55,7 @@ pub enum JobEvent {
         /// Why.
         failure: Failure,
     },
-    /// The attempt gave way to more important work, or its instance is going away; no budget pays.
+    /// The attempt gave way to more important work, its instance is going away or had no room for it; no budget pays.
     Interrupted {
         /// Under which right.
         epoch: Epoch,

@@ -25,6 +25,10 @@ pub(super) struct Slot {
     pub(super) allocated: Resources,
     /// Attempts that its hello named and nobody has vouched for; what they use is not known.
     pub(super) unknown: BTreeSet<AttemptId>,
+    /// What it said it has not, although nothing that is known here holds it; until its next profile or for a pause.
+    pub(super) withheld: Resources,
+    /// Refusals since it last began an attempt: each makes the next pause longer.
+    pub(super) refusals: u32,
     pub(super) state_since: Timestamp,
 }
 
@@ -42,7 +46,7 @@ impl Slot {
     /// Nothing is free as long as it is not known what the unknown attempts use.
     pub(super) fn free(&self) -> Resources {
         if self.unknown.is_empty() {
-            self.profile.capacity.saturating_sub(&self.allocated)
+            self.profile.capacity.saturating_sub(&self.allocated).saturating_sub(&self.withheld)
         } else {
             Resources::ZERO
         }
@@ -84,7 +88,17 @@ impl Fleet {
     /// An instance has connected; `allocated` is what the region knows to run there.
     pub(super) fn attach(&mut self, profile: InstanceProfile, allocated: Resources, now: Timestamp) {
         let (connection, draining, unknown) = (Connection::Attached, false, BTreeSet::new());
-        let mut slot = Slot { profile, connection, draining, allocated, unknown, state_since: now };
+        let withheld = Resources::ZERO;
+        let mut slot = Slot {
+            profile,
+            connection,
+            draining,
+            allocated,
+            unknown,
+            withheld,
+            refusals: 0,
+            state_since: now,
+        };
         if let Some(before) = self.slots.get(&slot.profile.id).filter(|before| before.state() == slot.state())
         {
             slot.state_since = before.state_since;

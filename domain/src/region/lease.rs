@@ -16,8 +16,21 @@ pub(super) struct Live {
     pub(super) attempt: LiveAttempt,
     /// The job as it was queued, if it was assigned here.
     pub(super) queued_as: Option<QueuedJob>,
+    /// What its instance has made of it.
+    pub(super) answer: Answer,
     /// Who was last asked to publish it.
     publisher: Option<InstanceId>,
+}
+
+/// What the instance of an attempt has said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Nothing yet.
+    None,
+    /// Its worker was heard.
+    Begun,
+    /// It was not taken.
+    Refused,
 }
 
 /// All attempts a job can have.
@@ -43,7 +56,7 @@ impl Region {
         self.timers.set(Timer::Lease(attempt.id), now.after(self.config.lease));
         let total_deadline = attempt.total_deadline.filter(|_| !attempt.granted);
         self.timers.set_or_cancel(Timer::TotalDeadline(attempt.id.job), total_deadline);
-        self.live.insert(attempt.id, Live { attempt, queued_as, publisher: None });
+        self.live.insert(attempt.id, Live { attempt, queued_as, answer: Answer::None, publisher: None });
     }
 
     /// Takes the job of a new attempt out of the queue or out of flight, unless newer news says it is queued again.
@@ -91,9 +104,13 @@ impl Region {
     }
 
     pub(super) fn renewed(&mut self, id: AttemptId, now: Timestamp) {
-        if self.live.contains_key(&id) {
-            self.timers.set(Timer::Lease(id), now.after(self.config.lease));
-            self.unpublished.remove(&id);
+        let Some(live) = self.live.get_mut(&id) else { return };
+        self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+        self.unpublished.remove(&id);
+        if live.answer != Answer::Begun {
+            live.answer = Answer::Begun;
+            let instance = live.attempt.instance;
+            self.fleet.change(instance, now, |slot| slot.refusals = 0);
         }
     }
 
@@ -152,6 +169,7 @@ impl Region {
         self.fleet.attach(profile, allocated, now);
         self.timers.cancel(Timer::Away(instance));
         self.timers.cancel(Timer::Unknown(instance));
+        self.timers.cancel(Timer::Refusal(instance));
         self.queue.unblock();
         for &attempt in running {
             if self.live.get(&attempt).is_some_and(|live| live.attempt.instance == instance) {
@@ -178,9 +196,11 @@ impl Region {
     }
 
     pub(super) fn profile_changed(&mut self, profile: InstanceProfile, draining: bool, now: Timestamp) {
+        self.timers.cancel(Timer::Refusal(profile.id));
         self.fleet.change(profile.id, now, |slot| {
             slot.profile = profile;
             slot.draining = draining;
+            slot.withheld = Resources::ZERO;
         });
         self.queue.unblock();
     }
@@ -195,6 +215,7 @@ impl Region {
     pub(super) fn instance_lost(&mut self, instance: InstanceId, now: Timestamp, actions: &mut Vec<Action>) {
         self.fleet.change(instance, now, |slot| slot.connection = Connection::Lost);
         self.timers.cancel(Timer::Unknown(instance));
+        self.timers.cancel(Timer::Refusal(instance));
         actions.push(Action::InstanceLost(instance));
         self.forget_if_lost(instance);
     }
@@ -211,6 +232,6 @@ impl Region {
 /// News that newer news has overtaken.
 struct Stale;
 
-fn is_attached(slot: &super::Slot) -> bool {
+pub(super) fn is_attached(slot: &super::Slot) -> bool {
     slot.connection == Connection::Attached
 }

@@ -463,3 +463,56 @@ fn absurd_numbers_neither_stop_nor_stall_the_scheduler() {
     }
     assert_eq!(region.instance(instance_id(1)).unwrap().allocated, Resources::ZERO);
 }
+
+#[test]
+fn a_refusal_for_want_of_room_is_believed_until_the_next_profile() {
+    let mut region = region();
+    attach(&mut region, 1, vec![], 0);
+    region.handle(RegionEvent::JobQueued(queued(1)), at(0));
+    region.handle(RegionEvent::AttemptLive(live(1, 1, 1)), at(0));
+    let refused =
+        RegionEvent::InstanceRefused { instance: instance_id(1), attempt: attempt(1, 1), free: cores(1, 1) };
+    assert_eq!(region.handle(refused.clone(), at(1)), []);
+    assert_eq!(region.handle(refused, at(1)), [], "told twice");
+    region.handle(RegionEvent::AttemptOver(attempt(1, 1)), at(1));
+    let again = QueuedJob { epoch: Epoch(1), ..queued(1) };
+    assert_eq!(region.handle(RegionEvent::JobQueued(again), at(1)), [], "it would be refused again");
+    assert_eq!(region.instance(instance_id(1)).unwrap().free, cores(1, 1));
+    let mut small = queued(2);
+    small.request.resources = cores(1, 1);
+    assert_eq!(region.handle(RegionEvent::JobQueued(small), at(1)), [assign(2, 1)], "it said that this fits");
+    let profile = profile(1, cores(4, 8));
+    let freed = RegionEvent::ProfileChanged { profile, draining: false };
+    assert_eq!(region.handle(freed, at(1)), [assign(1, 1)]);
+    assert_eq!(region.next_deadline(), None);
+}
+
+#[test]
+fn an_instance_that_refuses_again_and_again_is_asked_ever_more_rarely() {
+    let mut region = region();
+    attach(&mut region, 1, vec![], 0);
+    let mut now = at(0);
+    let mut pauses = Vec::new();
+    region.handle(RegionEvent::JobQueued(queued(1)), now);
+    for epoch in 1..=8 {
+        region.handle(RegionEvent::AttemptLive(live(1, epoch, 1)), now);
+        // It says that all is free and refuses all the same.
+        let (instance, attempt) = (instance_id(1), attempt(1, epoch));
+        region.handle(RegionEvent::InstanceRefused { instance, attempt, free: cores(4, 8) }, now);
+        region.handle(RegionEvent::AttemptOver(attempt), now);
+        let again = QueuedJob { epoch: Epoch(epoch), ..queued(1) };
+        assert_eq!(region.handle(RegionEvent::JobQueued(again), now), []);
+        let next = region.next_deadline().unwrap();
+        pauses.push(next.since(now).as_secs());
+        now = next;
+        assert_eq!(region.handle(RegionEvent::Tick, now), [assign(1, 1)]);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+    region.handle(RegionEvent::AttemptLive(live(1, 9, 1)), now);
+    region.handle(RegionEvent::Renewed(attempt(1, 9)), now);
+    region.handle(RegionEvent::JobQueued(QueuedJob { epoch: Epoch(9), ..queued(1) }), now);
+    region.handle(RegionEvent::AttemptLive(live(1, 10, 1)), now);
+    let (instance, attempt) = (instance_id(1), attempt(1, 10));
+    region.handle(RegionEvent::InstanceRefused { instance, attempt, free: cores(0, 0) }, now);
+    assert_eq!(region.next_deadline(), Some(now.after(Duration::from_secs(1))), "it has begun one meanwhile");
+}

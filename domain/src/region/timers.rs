@@ -19,6 +19,8 @@ pub(super) enum Timer {
     Lease(AttemptId),
     /// Attempts that a hello named and nobody vouched for have had their lease.
     Unknown(InstanceId),
+    /// The pause after an instance's refusal is over.
+    Refusal(InstanceId),
     /// An instance has been away for a lease.
     Away(InstanceId),
 }

@@ -8,6 +8,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::placement::{choose, could_take, share_sum};
 
+mod story;
+
+use story::{event, step};
+
 const LEASE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
@@ -32,6 +36,8 @@ struct Running {
     heard: Timestamp,
     publisher: Option<InstanceId>,
     nobody_publishes: bool,
+    begun: bool,
+    refused: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +48,9 @@ struct Host {
     lost: bool,
     unknown: Vec<AttemptId>,
     hello: Timestamp,
+    withheld: Resources,
+    withheld_until: Option<Timestamp>,
+    refusals: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -77,6 +86,7 @@ impl Reference {
     fn candidate<'a>(&self, host: &'a Host) -> crate::placement::Candidate<'a> {
         let profile = &host.profile;
         let free = profile.capacity.saturating_sub(&self.allocated(profile.id));
+        let free = free.saturating_sub(&host.withheld);
         crate::placement::Candidate {
             id: profile.id,
             pool: &profile.pool,
@@ -107,10 +117,14 @@ impl Reference {
             RegionEvent::AssignmentFailed { job, instance, requeue } => {
                 self.failed(job, instance, requeue, now)
             }
+            RegionEvent::InstanceRefused { instance, attempt, free } => {
+                self.refused(instance, attempt, free, now);
+            }
             RegionEvent::InstanceAttached { profile, running } => return self.hello(profile, running, now),
             RegionEvent::ProfileChanged { profile, draining } => {
                 for host in self.hosts.iter_mut().filter(|host| host.profile.id == profile.id) {
                     (host.profile, host.draining) = (profile.clone(), draining);
+                    (host.withheld, host.withheld_until) = (Resources::ZERO, None);
                 }
             }
             RegionEvent::InstanceDetached(instance) => {
@@ -129,7 +143,35 @@ impl Reference {
     fn heard(&mut self, attempt: AttemptId, now: Timestamp) {
         for live in self.running.iter_mut().filter(|live| live.attempt.id == attempt) {
             (live.heard, live.nobody_publishes) = (now, false);
+            if !std::mem::replace(&mut live.begun, true) {
+                let host = self.hosts.iter_mut().find(|host| host.profile.id == live.attempt.instance);
+                host.into_iter().for_each(|host| host.refusals = 0);
+            }
         }
+    }
+
+    fn refused(&mut self, instance: InstanceId, attempt: AttemptId, free: Resources, now: Timestamp) {
+        let others = self.allocated(instance);
+        let Some(live) = self.running.iter_mut().find(|live| live.attempt.id == attempt) else { return };
+        if live.attempt.instance != instance || live.begun || live.refused || live.attempt.granted {
+            return;
+        }
+        live.refused = true;
+        let asked = live.attempt.resources;
+        let Some(host) = self.hosts.iter_mut().find(|host| host.profile.id == instance) else { return };
+        let believed = host.profile.capacity.saturating_sub(&others.saturating_sub(&asked));
+        let left = Resources {
+            cpu_milli: free.cpu_milli.min(believed.cpu_milli),
+            memory_bytes: free.memory_bytes.min(believed.memory_bytes),
+            ..Resources::ZERO
+        };
+        let left = if asked.fits_in(&left) { Resources::ZERO } else { left };
+        host.withheld = believed.saturating_sub(&left);
+        if host.left.is_none() {
+            let seconds = [1, 2, 4, 8, 16].get(host.refusals as usize).copied().unwrap_or(30);
+            host.withheld_until = Some(now.after(Duration::from_secs(seconds)));
+        }
+        host.refusals += 1;
     }
 
     fn queued(&mut self, job: QueuedJob, now: Timestamp) {
@@ -214,8 +256,9 @@ impl Reference {
             Some(at) => self.totals.insert(job, at),
             None => self.totals.remove(&job),
         };
-        let (publisher, nobody_publishes) = (None, false);
-        self.running.push(Running { attempt, queued_as, heard: now, publisher, nobody_publishes });
+        let (publisher, nobody_publishes, begun, refused) = (None, false, false, false);
+        let heard = now;
+        self.running.push(Running { attempt, queued_as, heard, publisher, nobody_publishes, begun, refused });
     }
 
     fn over(&mut self, attempt: AttemptId) {
@@ -275,8 +318,17 @@ impl Reference {
             }
         }
         self.hosts.retain(|host| host.profile.id != instance);
-        let host = Host { profile, draining: false, left: None, lost: false, unknown, hello: now };
-        self.hosts.push(host);
+        self.hosts.push(Host {
+            profile,
+            draining: false,
+            left: None,
+            lost: false,
+            unknown,
+            hello: now,
+            withheld: Resources::ZERO,
+            withheld_until: None,
+            refusals: 0,
+        });
         self.hosts.sort_by_key(|host| host.profile.id);
         for index in 0..self.running.len() {
             if self.running[index].nobody_publishes {
@@ -333,8 +385,11 @@ impl Reference {
             if now.since(host.hello) >= LEASE {
                 host.unknown.clear();
             }
+            if host.withheld_until.is_some_and(|until| until <= now) {
+                (host.withheld, host.withheld_until) = (Resources::ZERO, None);
+            }
             if host.left.is_some_and(|left| now.since(left) >= LEASE) && !host.lost {
-                host.lost = true;
+                (host.lost, host.withheld_until) = (true, None);
                 lost.push(host.profile.id);
             }
         }
@@ -427,167 +482,11 @@ impl Reference {
         times.extend(self.running.iter().map(|live| live.heard.after(LEASE)));
         for host in self.hosts.iter().filter(|host| !host.lost) {
             times.extend(host.left.map(|left| left.after(LEASE)));
+            times.extend(host.withheld_until);
             times.extend((!host.unknown.is_empty()).then(|| host.hello.after(LEASE)));
         }
         times.into_iter().min()
     }
-}
-
-/// One step of a story; numbers choose among what there is at that time.
-#[derive(Clone, Debug)]
-enum Step {
-    Queue { job: u128, shape: usize, priority: u16, news: i8, limits: u8 },
-    Leave(u128),
-    Record { flight: usize, granted: bool },
-    Refuse { flight: usize, requeue: bool },
-    RefuseRecorded { live: usize, requeue: bool },
-    Grant(usize),
-    End { live: usize, requeue: bool },
-    Renew(usize),
-    FoundLive { job: u128, epoch: u64, instance: u128, limited: bool },
-    FoundOver { job: u128, epoch: u64 },
-    Hello { instance: u128, forget: bool, stranger: Option<u128>, small: bool },
-    Change { instance: u128, draining: bool, small: bool, sick: bool },
-    Detach(u128),
-    Wait,
-}
-
-fn step() -> impl Strategy<Value = (Step, u64)> {
-    let (job, instance, pick) = (|| 1..7u128, || 1..4u128, || 0..8usize);
-    let step = prop_oneof![
-        8 => (job(), 0..4usize, prop_oneof![Just(500), Just(900)], -1..2i8, 0..8u8)
-            .prop_map(|(job, shape, priority, news, limits)| Step::Queue { job, shape, priority, news, limits }),
-        1 => job().prop_map(Step::Leave),
-        8 => (pick(), prop::bool::weighted(0.1)).prop_map(|(flight, granted)| Step::Record { flight, granted }),
-        2 => (pick(), any::<bool>()).prop_map(|(flight, requeue)| Step::Refuse { flight, requeue }),
-        1 => (pick(), any::<bool>()).prop_map(|(live, requeue)| Step::RefuseRecorded { live, requeue }),
-        2 => pick().prop_map(Step::Grant),
-        5 => (pick(), any::<bool>()).prop_map(|(live, requeue)| Step::End { live, requeue }),
-        5 => pick().prop_map(Step::Renew),
-        1 => (job(), 1..5u64, instance(), any::<bool>())
-            .prop_map(|(job, epoch, instance, limited)| Step::FoundLive { job, epoch, instance, limited }),
-        1 => (job(), 1..5u64).prop_map(|(job, epoch)| Step::FoundOver { job, epoch }),
-        5 => (instance(), prop::bool::weighted(0.2), prop::option::weighted(0.2, job()), prop::bool::weighted(0.2))
-            .prop_map(|(instance, forget, stranger, small)| Step::Hello { instance, forget, stranger, small }),
-        2 => (instance(), prop::bool::weighted(0.3), any::<bool>(), prop::bool::weighted(0.2))
-            .prop_map(|(instance, draining, small, sick)| Step::Change { instance, draining, small, sick }),
-        1 => instance().prop_map(Step::Detach),
-        3 => Just(Step::Wait),
-    ];
-    (step, prop_oneof![6 => 0..3_000u64, 2 => 10_000..40_000u64, 1 => 60_000..70_000u64])
-}
-
-fn capacity(small: bool) -> Resources {
-    if small { cores(3, 6) } else { cores(4, 8) }
-}
-
-fn told_profile(instance: u128, small: bool) -> InstanceProfile {
-    profile(instance, capacity(small))
-}
-
-fn picked<T>(items: &[T], pick: usize) -> Option<&T> {
-    items.get(pick % items.len().max(1))
-}
-
-/// What the step says in the world as it is.
-fn event(step: &Step, world: &Reference, now: Timestamp) -> RegionEvent {
-    let told = match *step {
-        Step::Queue { job, shape, priority, news, limits } => {
-            Some(queue_event(world, job, shape, priority, news, limits, now))
-        }
-        Step::Leave(job) => Some(RegionEvent::JobLeft(job_id(job))),
-        Step::Record { flight, granted } => picked(&world.flights, flight).map(|flight| {
-            let epoch = flight.from.next();
-            let id = AttemptId {
-                job: flight.job.id,
-                attempt: AttemptNumber(u32::try_from(epoch.0).unwrap()),
-                epoch,
-            };
-            let (instance, resources) = (flight.instance, flight.resources);
-            let total_deadline = flight.job.total_deadline;
-            RegionEvent::AttemptLive(LiveAttempt { id, instance, resources, total_deadline, granted })
-        }),
-        Step::Refuse { flight, requeue } => picked(&world.flights, flight).map(|flight| {
-            RegionEvent::AssignmentFailed { job: flight.job.id, instance: flight.instance, requeue }
-        }),
-        Step::RefuseRecorded { live, requeue } => {
-            picked(&world.running, live).map(|live| RegionEvent::AssignmentFailed {
-                job: live.attempt.id.job,
-                instance: live.attempt.instance,
-                requeue,
-            })
-        }
-        Step::Grant(live) => picked(&world.running, live)
-            .map(|live| RegionEvent::AttemptLive(LiveAttempt { granted: true, ..live.attempt })),
-        Step::End { live, requeue } => picked(&world.running, live).map(|live| match &live.queued_as {
-            Some(job) if requeue => {
-                RegionEvent::JobQueued(QueuedJob { epoch: live.attempt.id.epoch, ..job.clone() })
-            }
-            Some(_) | None => RegionEvent::AttemptOver(live.attempt.id),
-        }),
-        Step::Renew(live) => picked(&world.running, live).map(|live| RegionEvent::Renewed(live.attempt.id)),
-        Step::FoundLive { job, epoch, instance, limited } => {
-            let total_deadline = limited.then(|| now.after(Duration::from_secs(90)));
-            Some(RegionEvent::AttemptLive(LiveAttempt { total_deadline, ..live(job, epoch, instance) }))
-        }
-        Step::FoundOver { job, epoch } => Some(RegionEvent::AttemptOver(attempt(job, epoch))),
-        Step::Hello { instance, forget, stranger, small } => {
-            Some(hello_event(world, instance, forget, stranger, small))
-        }
-        Step::Change { instance, draining, small, sick } => {
-            let mut profile = told_profile(instance, small);
-            if sick {
-                profile.problems =
-                    vec![crate::instance::HealthProblem { gate: "disk".into(), message: "full".into() }];
-            }
-            Some(RegionEvent::ProfileChanged { profile, draining })
-        }
-        Step::Detach(instance) => Some(RegionEvent::InstanceDetached(instance_id(instance))),
-        Step::Wait => None,
-    };
-    told.unwrap_or(RegionEvent::Tick)
-}
-
-fn queue_event(
-    world: &Reference,
-    job: u128,
-    shape: usize,
-    priority: u16,
-    news: i8,
-    limits: u8,
-    now: Timestamp,
-) -> RegionEvent {
-    let shapes = [cores(1, 1), cores(2, 4), cores(4, 8), cores(5, 1)];
-    let id = job_id(job);
-    let live =
-        world.running.iter().find(|live| live.attempt.id.job == id).map(|live| live.attempt.id.epoch.0);
-    let flying = world.flights.iter().find(|flight| flight.job.id == id).map(|flight| flight.job.epoch.0);
-    let epoch = live.or(flying).unwrap_or(0).saturating_add_signed(i64::from(news));
-    let after = |bit: u8, seconds| (limits & bit != 0).then(|| now.after(Duration::from_secs(seconds)));
-    let mut told = QueuedJob {
-        priority,
-        queued_at: Timestamp::from_millis(now.as_millis() / 100_000 * 100_000),
-        not_before: after(1, 2),
-        queue_deadline: after(2, 80),
-        total_deadline: after(4, 100),
-        epoch: Epoch(epoch),
-        ..queued(job)
-    };
-    told.request.resources = shapes[shape];
-    RegionEvent::JobQueued(told)
-}
-
-fn hello_event(
-    world: &Reference,
-    instance: u128,
-    forget: bool,
-    stranger: Option<u128>,
-    small: bool,
-) -> RegionEvent {
-    let here = |live: &&Running| !forget && live.attempt.instance == instance_id(instance);
-    let mut running: Vec<AttemptId> = world.running.iter().filter(here).map(|live| live.attempt.id).collect();
-    running.extend(stranger.map(|job| attempt(job, 9)));
-    RegionEvent::InstanceAttached { profile: told_profile(instance, small), running }
 }
 
 /// What the region said, with everything but assignments in a fixed order.
