@@ -6,6 +6,7 @@
 //! What it is not: it stores nothing (see `telecine-core`) and sends nothing (see `telecine-proto`).
 
 pub mod attempt;
+pub mod autoscale;
 pub mod composition;
 pub mod engine;
 pub mod explain;
