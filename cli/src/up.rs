@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod config;
+mod managers;
 mod provision;
 mod serve;
 
@@ -20,10 +21,8 @@ use telecine_core::backend::Backend;
 use telecine_core::ports::instances::Instances;
 use telecine_embedded::{AgentCommand, Embedded, EmbeddedConfig, LocalPool};
 use telecine_proto::identity::CertificateAuthority;
-use telecine_proto::net::TcpNetwork;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -36,6 +35,7 @@ use crate::process;
 
 pub(crate) use config::Arguments;
 use config::UpConfig;
+use managers::{Addresses, Managers};
 use provision::{Joining, LocalProvisioner};
 
 /// Longest time for requests, streams and the manager's sessions to end.
@@ -67,12 +67,15 @@ pub(crate) async fn run(global: &Global, arguments: Arguments, which: Parts) -> 
     let data = connection::data_folder(global.data.as_deref())?;
     let config = UpConfig::load(&data, arguments)?;
     process::start_log(config.log_format.into(), &config.log_filter)?;
-    // Both ports are taken before anything is written.
+    // Every port is taken before anything is written.
     let api = match which {
         Parts::Everything => Some(bind(config.listen, "listen").await?),
         Parts::Manager => None,
     };
     drop(bind(config.manager_listen, "manager_listen").await?);
+    if let Some(observe) = config.observe {
+        drop(bind(observe, "observe").await?);
+    }
     let provisioner = Arc::new(LocalProvisioner::new(&data, &config)?);
     let embedded = open(&data, &config, provisioner.clone()).await?;
     let result = platform(&data, &config, api, &embedded, &provisioner).await;
@@ -99,6 +102,7 @@ async fn open(
     let settings = EmbeddedConfig {
         folder: data.to_owned(),
         pools,
+        regions: config.regions.clone(),
         agent: AgentCommand { program, arguments: vec!["agent".to_owned(), "--config".to_owned()] },
         provisioner,
         drain_limit: Duration::from_secs(config.drain_seconds),
@@ -118,8 +122,9 @@ async fn platform(
     let authority =
         CertificateAuthority::open(&data.join("ca"), process::now()).map_err(anyhow::Error::from)?;
     let (shutdown, mut parts) = (CancellationToken::new(), JoinSet::new());
-    let manager = start_manager(config, &backend, authority.into(), &shutdown, &mut parts).await?;
-    provisioner.join(Joining { backend: backend.clone(), manager: manager.to_string() });
+    let managers = Managers { config, backend: &backend, authority: authority.into(), shutdown: &shutdown };
+    let managers = managers.start(&mut parts).await?;
+    provisioner.join(Joining { backend: backend.clone(), managers: managers.clone() });
     let api = match api {
         Some(listener) => {
             let account = first_account(&backend, config).await?;
@@ -132,7 +137,7 @@ async fn platform(
         }
         None => None,
     };
-    announce(data, api.as_ref(), &manager.to_string())?;
+    announce(data, api.as_ref(), &listed(&managers))?;
 
     let ending = until_ending(&mut parts).await;
     tokio::select! {
@@ -217,35 +222,6 @@ async fn client_file(
 
 type Part = Result<(), String>;
 
-async fn start_manager(
-    config: &UpConfig,
-    backend: &Backend,
-    authority: Arc<CertificateAuthority>,
-    shutdown: &CancellationToken,
-    parts: &mut JoinSet<Part>,
-) -> Result<std::net::SocketAddr, Failure> {
-    let (ready, listening) = oneshot::channel();
-    let manager = telecine_manager::run(
-        config.manager(),
-        backend.clone(),
-        authority,
-        Arc::new(TcpNetwork),
-        ready,
-        shutdown.clone(),
-    );
-    parts.spawn(async move { manager.await.map_err(|problem| problem.to_string()) });
-    match listening.await {
-        Ok(address) => Ok(address),
-        Err(_) => {
-            let problem = match parts.join_next().await {
-                Some(Ok(Err(problem))) => problem,
-                _ => "the manager ended at its start".to_owned(),
-            };
-            Err(Failure::new(Exit::Failed, problem))
-        }
-    }
-}
-
 /// As many local instances in each pool as the configuration says; those that are there count.
 async fn launch_instances(config: &UpConfig, embedded: &Embedded) -> Result<(), Failure> {
     for (pool, _) in config.pools() {
@@ -259,13 +235,23 @@ async fn launch_instances(config: &UpConfig, embedded: &Embedded) -> Result<(), 
     Ok(())
 }
 
-fn announce(data: &Path, api: Option<&(String, Option<String>)>, manager: &str) -> Result<(), Failure> {
+/// One address alone, several with their regions.
+fn listed(managers: &Addresses) -> String {
+    match managers.iter().collect::<Vec<_>>()[..] {
+        [(_, address)] => format!("manager {address}"),
+        ref several => {
+            let named: Vec<String> =
+                several.iter().map(|(region, address)| format!("{region} {address}")).collect();
+            format!("managers {}", named.join(", "))
+        }
+    }
+}
+
+fn announce(data: &Path, api: Option<&(String, Option<String>)>, managers: &str) -> Result<(), Failure> {
     let data = data.display();
     match api {
-        Some((url, _)) => {
-            output::line(&format!("Telecine is ready: API {url}, manager {manager}, data {data}"))?
-        }
-        None => output::line(&format!("The manager is ready: {manager}, data {data}"))?,
+        Some((url, _)) => output::line(&format!("Telecine is ready: API {url}, {managers}, data {data}"))?,
+        None => output::line(&format!("Ready: {managers}, data {data}"))?,
     }
     if let Some((_, Some(key))) = api {
         output::line(&format!("First API key, shown this once and kept in client.toml there: {key}"))?;

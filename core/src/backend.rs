@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use telecine_domain::id::RegionName;
+
 use crate::memory::{MemoryKeys, MemoryQueue, MemoryTable, NoInstances, StoredCredentials};
 use crate::ports::Clock;
 use crate::ports::credentials::Credentials;
@@ -29,6 +31,8 @@ pub struct Backend {
     pub system: SystemStore,
     /// The platform's own folders on this machine: no local store is, holds or lies in one of them.
     pub forbidden_folders: Arc<[PathBuf]>,
+    /// The regions that the platform's managers run: what is to run elsewhere is refused. Empty: any may be.
+    pub regions: Arc<[RegionName]>,
 }
 
 impl Backend {
@@ -45,6 +49,7 @@ impl Backend {
             instances: Arc::new(NoInstances),
             system: SystemStore::memory(),
             forbidden_folders: Arc::from([]),
+            regions: Arc::from([]),
         };
         (backend, memory)
     }

@@ -13,6 +13,7 @@ use telecine_domain::location::ObjectKey;
 use telecine_domain::time::Timestamp;
 
 use crate::backend::Backend;
+use crate::fleet;
 use crate::jobs::{Catalog, LookupError, check_labels, check_priority, draft};
 use crate::layout;
 use crate::ports::table::{Condition, PageToken, Source, Write};
@@ -72,7 +73,7 @@ pub async fn create(
     body: &Value,
     now: Timestamp,
 ) -> Result<Factory, FactoriesError> {
-    let factory = read(backend, account, body, FactoryId::new(now, rand::random()), &[], now).await?;
+    let factory = read(backend, account, body, None, now).await?;
     let key = layout::factory(account, factory.id);
     let mut writes = vec![
         record::put_new(key.clone(), &factory)?,
@@ -156,7 +157,7 @@ pub async fn replace(
     now: Timestamp,
 ) -> Result<Factory, FactoriesError> {
     let before = existing(backend, account, id_or_name, if_match).await?;
-    let read = read(backend, account, body, before.id, &before.watch, now).await?;
+    let read = read(backend, account, body, Some(&before), now).await?;
     let after = Factory { created_at: before.created_at, version: before.version + 1, ..read };
     write(backend, &before, after).await
 }
@@ -214,7 +215,7 @@ async fn existing(
     let factory = find(backend, account, id_or_name).await?.ok_or_else(not_found)?;
     match if_match {
         Some(version) if version != factory.version => {
-            Err(FactoriesError::Outdated { name: factory.name, version: factory.version })
+            Err(FactoriesError::Outdated { name: factory.name })
         }
         Some(_) | None => Ok(factory),
     }
@@ -259,7 +260,7 @@ fn name_taken(name: &str) -> FactoriesError {
 }
 
 fn pointer(factory: &Factory) -> Pointer {
-    Pointer { account: factory.account, factory: factory.id }
+    Pointer { account: factory.account, factory: factory.id, version: factory.version }
 }
 
 fn watched(factory: &Factory) -> BTreeSet<StoreId> {
@@ -282,10 +283,11 @@ async fn read(
     backend: &Backend,
     account: AccountId,
     body: &Value,
-    id: FactoryId,
-    rules: &[WatchRule],
+    before: Option<&Factory>,
     now: Timestamp,
 ) -> Result<Factory, FactoriesError> {
+    let id = before.map_or_else(|| FactoryId::new(now, rand::random()), |before| before.id);
+    let rules = before.map_or(&[][..], |before| &before.watch);
     let catalog = Catalog::new(backend, account, now);
     let mut problems = Vec::new();
     let mut fields = Fields::of(body, "", &mut problems);
@@ -296,6 +298,10 @@ async fn read(
     let watch = read_rules(&catalog, fields.raw("watch"), rules, now, &mut problems).await?;
     let defaults: JobDefaults = fields.parsed("defaults", &mut problems).unwrap_or_default();
     let region: Option<RegionName> = fields.parsed("region", &mut problems);
+    // One that is not run any more may stay, so that the factory can still be disabled.
+    if region.is_some() && region.as_ref() != before.and_then(|before| before.region.as_ref()) {
+        problems.extend(region.as_ref().and_then(|region| fleet::not_run(backend, region, "/region")));
+    }
     let enabled: bool = fields.parsed("enabled", &mut problems).unwrap_or(true);
     let missing = [
         ("name", name.is_some() || fields.raw("name").is_some()),

@@ -7,6 +7,7 @@ use telecine_domain::instance::Instance;
 use crate::backend::Backend;
 use crate::layout;
 use crate::ports::table::Source;
+use crate::problem::Problem;
 use crate::record::{self, RecordError, Versioned};
 
 /// Records an instance as it is now; nothing is written when nothing changed.
@@ -58,6 +59,16 @@ pub async fn remove_instance(
     let gone = || async { Ok(backend.table.get(&key).await?.is_none()) };
     record::settle(backend.table.as_ref(), vec![record::delete(key.clone())], gone).await?;
     Ok(())
+}
+
+/// The problem of a request that names a region which nobody runs: its jobs would wait for ever.
+pub(crate) fn not_run(backend: &Backend, region: &RegionName, pointer: &str) -> Option<Problem> {
+    if backend.regions.is_empty() || backend.regions.contains(region) {
+        return None;
+    }
+    let known: Vec<&str> = backend.regions.iter().map(RegionName::as_str).collect();
+    let message = format!("no manager here runs region `{region}`; choose one of {}", known.join(", "));
+    Some(Problem::new(pointer, "unknown_region", message))
 }
 
 /// Every region that has had a manager, by name.

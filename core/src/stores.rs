@@ -12,6 +12,7 @@ use telecine_domain::store::{Permission, PermissionCheck, Provider, S3Authentica
 use telecine_domain::time::Timestamp;
 
 use crate::backend::Backend;
+use crate::fleet;
 use crate::layout;
 use crate::ports::credentials::{CredentialsError, Grants};
 use crate::ports::keys::{Keys, KeysError};
@@ -98,7 +99,8 @@ pub async fn create(
     new: NewStore,
     now: Timestamp,
 ) -> Result<Store, StoresError> {
-    let problems = problems_of(&new, &backend.forbidden_folders);
+    let mut problems = problems_of(&new, &backend.forbidden_folders);
+    problems.extend(fleet::not_run(backend, &new.region, "/region"));
     if !problems.is_empty() {
         return Err(StoresError::Invalid(problems));
     }

@@ -22,6 +22,10 @@ pub struct ManagerConfig {
     pub advertise: Vec<String>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served, `host:port`; nowhere when absent.
     pub observe: Option<String>,
+    /// The regions that `/readyz` tells of; its own when empty. For the one of several managers in a process that answers
+    /// for all of them.
+    #[serde(skip)]
+    pub observed: Vec<RegionName>,
     /// How long an attempt may be silent before it is lost.
     #[serde(rename = "lease_seconds", deserialize_with = "seconds")]
     pub lease: Duration,
@@ -65,6 +69,7 @@ impl Default for ManagerConfig {
             listen: "127.0.0.1:8081".to_owned(),
             advertise: Vec::new(),
             observe: None,
+            observed: Vec::new(),
             lease: Duration::from_secs(60),
             heartbeat: Duration::from_secs(5),
             leadership: Duration::from_secs(6),

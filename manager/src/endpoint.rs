@@ -10,16 +10,30 @@ use axum::routing::get;
 use telecine_core::backend::Backend;
 use telecine_core::leader;
 use telecine_domain::id::RegionName;
+use telecine_proto::clock::Clock;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::ManagerConfig;
 use crate::metrics;
 use crate::sessions::Leads;
 
+/// What is told of.
 #[derive(Clone)]
-struct Observed {
+pub(crate) struct Observed {
     backend: Backend,
     leads: Leads,
     regions: Vec<RegionName>,
+    id: String,
+    clock: Clock,
+}
+
+impl Observed {
+    /// What the manager of `config` is asked about.
+    pub(crate) fn new(config: &ManagerConfig, backend: Backend, leads: Leads) -> Self {
+        let regions = if config.observed.is_empty() { &config.regions } else { &config.observed };
+        let (regions, id) = (regions.clone(), config.id.clone());
+        Self { backend, leads, regions, id, clock: config.clock }
+    }
 }
 
 /// Serves until `shutdown`.
@@ -28,16 +42,14 @@ struct Observed {
 /// When the listener fails for good.
 pub(crate) async fn serve(
     listener: tokio::net::TcpListener,
-    backend: Backend,
-    leads: Leads,
-    regions: Vec<RegionName>,
+    observed: Observed,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(show_metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readiness))
-        .with_state(Observed { backend, leads, regions });
+        .with_state(observed);
     axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
@@ -54,7 +66,7 @@ async fn show_metrics() -> impl IntoResponse {
     }
 }
 
-/// Ready: every region is led by this manager, or this one stands by for the one that leads it.
+/// Ready: every region is led, by this manager or by another one.
 async fn readiness(State(observed): State<Observed>) -> impl IntoResponse {
     let led = observed.leads.led();
     let mut lines = String::new();
@@ -64,8 +76,11 @@ async fn readiness(State(observed): State<Observed>) -> impl IntoResponse {
             "leading".to_owned()
         } else {
             match leader::current(&observed.backend, region).await {
-                Ok(Some(leadership)) => format!("standing by for manager {}", leadership.holder),
-                Ok(None) => {
+                Ok(Some(there)) if there.holder != observed.id && there.until > observed.clock.now() => {
+                    format!("led by manager {}", there.holder)
+                }
+                // One that this manager leads and has not loaded yet among them.
+                Ok(Some(_) | None) => {
                     is_ready = false;
                     "not led".to_owned()
                 }

@@ -90,10 +90,10 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     if let Some(observe) = &config.observe {
         let listener = tokio::net::TcpListener::bind(observe).await.map_err(cannot_listen(observe))?;
-        let (backend, leads, regions) = (backend.clone(), leads.clone(), config.regions.clone());
+        let observed = endpoint::Observed::new(&config, backend.clone(), leads.clone());
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
-            endpoint::serve(listener, backend, leads, regions, shutdown).await.map_err(|e| e.to_string())
+            endpoint::serve(listener, observed, shutdown).await.map_err(|problem| problem.to_string())
         });
     }
     // The listener outlives the leaderships: streams end with a status, not with a broken connection.

@@ -8,6 +8,7 @@ use telecine_core::Backend;
 use telecine_core::memory::StoredCredentials;
 use telecine_core::ports::Clock;
 use telecine_core::system_store::SystemStore;
+use telecine_domain::id::RegionName;
 use telecine_domain::store::Provider;
 use telecine_domain::time::Timestamp;
 use telecine_stores::{OpenError, OpenedStore, StoreSecret};
@@ -34,6 +35,8 @@ pub struct EmbeddedConfig {
     pub folder: PathBuf,
     /// Pools of agents on this machine; may be empty.
     pub pools: Vec<LocalPool>,
+    /// The regions that are run; empty when nobody minds.
+    pub regions: Vec<RegionName>,
     /// How an agent is started.
     pub agent: AgentCommand,
     /// Writes what an agent needs to join.
@@ -93,6 +96,7 @@ pub struct Embedded {
     /// The platform's own objects.
     pub system: OpenedStore,
     folder: PathBuf,
+    regions: Arc<[RegionName]>,
     background: TaskTracker,
     ending: CancellationToken,
 }
@@ -121,7 +125,8 @@ impl Embedded {
         background.spawn(Arc::clone(&instances).supervise(ending.clone()));
         background.close();
         let queue = Arc::new(EmbeddedQueue::default());
-        Ok(Self { table, queue, keys, instances, system, folder, background, ending })
+        let regions = config.regions.into();
+        Ok(Self { table, queue, keys, instances, system, folder, regions, background, ending })
     }
 
     /// One of each port.
@@ -134,6 +139,7 @@ impl Embedded {
             instances: self.instances.clone(),
             system: SystemStore::over(self.system.clone()),
             forbidden_folders: Arc::from([self.folder.clone()]),
+            regions: self.regions.clone(),
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     /// Address of the API [default: 127.0.0.1:8080]
     #[arg(long, env = "TELECINE_LISTEN", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Address where agents reach the manager [default: 127.0.0.1:8081]
+    /// Address where agents reach the manager of the first region; those of others listen behind it [default: 127.0.0.1:8081]
     #[arg(long, env = "TELECINE_MANAGER_LISTEN", value_name = "ADDRESS")]
     manager_listen: Option<SocketAddr>,
     /// Address of /metrics, /healthz and /readyz of the manager [default: none]
@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
 pub(super) struct UpConfig {
     /// Address of the API.
     pub listen: SocketAddr,
-    /// Address of the manager.
+    /// Address of the first region's manager; the others listen on ports behind it.
     pub manager_listen: SocketAddr,
     /// Address of the manager's metrics and health.
     pub observe: Option<SocketAddr>,
@@ -173,16 +173,30 @@ impl UpConfig {
         if self.listen == self.manager_listen && self.listen.port() != 0 {
             return wrong("manager_listen", "it is the address of the API; two different ones are needed");
         }
-        self.manager().validate().map_err(|problem| Failure::usage(problem.to_string()))
+        if self.observe.is_some_and(|it| it.port() != 0 && (it == self.listen || it == self.manager_listen)) {
+            return wrong("observe", "it is the address of the API or of the manager; another one is needed");
+        }
+        let mut regions = self.regions.clone();
+        regions.sort();
+        regions.dedup();
+        if regions.len() < self.regions.len() {
+            return wrong("regions", "a region is named twice");
+        }
+        let first = self.manager(&self.regions[0], self.manager_listen);
+        first.validate().map_err(|problem| Failure::usage(problem.to_string()))
     }
 
-    /// The settings of the manager in this process.
-    pub(super) fn manager(&self) -> ManagerConfig {
+    /// The settings of a region's manager. Metrics and health are the process's: the first manager serves them, for
+    /// every region.
+    pub(super) fn manager(&self, region: &RegionName, listen: SocketAddr) -> ManagerConfig {
         let lease = Duration::from_secs(self.lease_seconds);
+        let observe = self.observe.filter(|_| self.regions.first() == Some(region));
         ManagerConfig {
-            regions: self.regions.clone(),
-            listen: self.manager_listen.to_string(),
-            observe: self.observe.map(|address| address.to_string()),
+            id: region.to_string(),
+            regions: vec![region.clone()],
+            listen: listen.to_string(),
+            observe: observe.map(|address| address.to_string()),
+            observed: self.regions.clone(),
             lease,
             heartbeat: (lease / 4).min(LONGEST_HEARTBEAT),
             ..ManagerConfig::default()
@@ -218,7 +232,8 @@ mod tests {
         let arguments = Arguments { lease_seconds: Some(3), ..Arguments::default() };
         let config = load("instances = 2\nlease_seconds = 9\n", arguments).unwrap();
         assert_eq!((config.instances, config.lease_seconds, config.drain_seconds), (2, 3, 60));
-        assert_eq!(config.manager().heartbeat, Duration::from_millis(750));
+        let first = config.manager(&config.regions[0], config.manager_listen);
+        assert_eq!(first.heartbeat, Duration::from_millis(750));
     }
 
     #[test]
@@ -230,6 +245,7 @@ mod tests {
             ("lease_seconds = 0", "lease_seconds"),
             ("instances = 100", "instances"),
             ("manager_listen = \"127.0.0.1:8080\"", "manager_listen"),
+            ("observe = \"127.0.0.1:8081\"", "observe"),
         ] {
             let failure = load(text, Arguments::default()).unwrap_err();
             assert!(failure.to_string().contains(named), "{text}: {failure}");

@@ -16,16 +16,17 @@ use telecine_embedded::{NewAgent, Provisioner};
 use tokio::sync::watch;
 
 use super::config::{LogChoice, UpConfig};
+use super::managers::Addresses;
 use crate::failure::{Exit, Failure};
 use crate::process;
 
-/// What is known once the manager listens.
+/// What is known once the managers listen.
 #[derive(Clone)]
 pub(super) struct Joining {
     /// Where join tokens are recorded.
     pub backend: Backend,
-    /// The manager's address.
-    pub manager: String,
+    /// Where each region's manager listens.
+    pub managers: Addresses,
 }
 
 /// Provisions agents of this machine.
@@ -55,7 +56,7 @@ impl LocalProvisioner {
         })
     }
 
-    /// The manager listens: agents may be started.
+    /// The managers listen: agents may be started.
     pub(super) fn join(&self, joining: Joining) {
         self.joining.send_replace(Some(joining));
     }
@@ -70,9 +71,10 @@ impl LocalProvisioner {
 #[async_trait]
 impl Provisioner for LocalProvisioner {
     async fn provision(&self, agent: &NewAgent) -> Result<String, String> {
-        let Joining { backend, manager } = self.joining().await?;
+        let Joining { backend, managers } = self.joining().await?;
         let region =
             self.regions.get(&agent.pool).ok_or_else(|| format!("pool {} has no region", agent.pool))?;
+        let manager = managers.get(region).ok_or_else(|| format!("no manager here runs region {region}"))?;
         let token_file = agent.folder.join("join-token");
         if !token_file.exists() {
             let binding =
@@ -84,7 +86,7 @@ impl Provisioner for LocalProvisioner {
             region: region.clone(),
             pool: agent.pool.clone(),
             instance_id: Some(agent.instance),
-            managers: vec![manager],
+            managers: vec![manager.to_string()],
             ca_file: self.ca_file.clone(),
             join_token_file: token_file,
             capacity: self.capacity,

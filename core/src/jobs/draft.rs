@@ -22,6 +22,8 @@ pub(crate) struct Draft {
     /// Where problems of the composition are: `/composition`, or the factory or input that it comes from.
     pub(crate) at: &'static str,
     pub(crate) region: Option<RegionName>,
+    /// Where problems of the region are: `/region`, or the factory that it comes from.
+    pub(crate) region_at: &'static str,
     /// The engine version's when absent.
     pub(crate) resources: Option<Resources>,
     /// What the request changes of them.
@@ -45,6 +47,7 @@ impl Draft {
             composition: None,
             at: "/composition",
             region: None,
+            region_at: "/region",
             resources: None,
             resources_patch: None,
             priority: defaults.priority,
@@ -63,6 +66,7 @@ impl Draft {
             service: Some(factory.service.clone()),
             version: Some(factory.engine_version.clone()),
             region: factory.region.clone(),
+            region_at: "/factory",
             resources: defaults.resources,
             priority: defaults.priority,
             labels: defaults.labels,
@@ -95,6 +99,7 @@ impl Draft {
             composition: Some(spec.composition),
             at: "/composition",
             region: Some(spec.region),
+            region_at: "/region",
             resources: Some(spec.resources),
             resources_patch: None,
             priority: spec.priority,
@@ -203,7 +208,7 @@ fn read_rest(fields: &mut Fields<'_>, draft: &mut Draft, problems: &mut Vec<Prob
         draft.version = Some(version);
     }
     if let Some(region) = fields.parsed("region", problems) {
-        draft.region = Some(region);
+        (draft.region, draft.region_at) = (Some(region), "/region");
     }
     if let Some(resources) = fields.raw("resources") {
         draft.resources_patch = Some(resources.clone());

@@ -13,6 +13,7 @@ use telecine_domain::store::{Permission, Store};
 
 use super::catalog::{Catalog, Engine, Found, LookupError};
 use super::draft::{Draft, no_store, overlaid};
+use crate::fleet;
 use crate::problem::{Problem, child};
 
 /// Most of a schema's complaints that are repeated.
@@ -36,22 +37,23 @@ pub(crate) async fn resolve(
     let engine = engine_of(catalog, &draft, &mut problems).await?;
     let resources = resources_of(&draft, engine.as_deref(), &mut problems);
     let mut inputs = BTreeMap::new();
-    let mut region = draft.region.clone();
+    let mut region = draft.region.clone().map(|region| (region, draft.region_at.to_owned()));
     if let Some(composition) = &draft.composition {
         check_processing(composition, engine.as_deref(), draft.at, &mut problems);
         let stores = stores_of(catalog, composition, draft.at, &mut problems).await?;
         inputs = pinned_inputs(catalog, composition, &stores, draft.at, &mut problems).await?;
-        region = region.or_else(|| region_of(composition, &stores));
+        region = region.or_else(|| region_of(composition, &stores, draft.at));
     }
     if region.is_none() && draft.composition.is_some() {
-        region = catalog.default_region().await?;
+        region = catalog.default_region().await?.map(|region| (region, "/region".to_owned()));
     }
     if region.is_none() && problems.is_empty() {
         let message = "neither the request, nor its stores, nor the account says in which region to run it";
         problems.push(Problem::new("/region", "missing", message));
     }
+    problems.extend(region.as_ref().and_then(|(region, at)| fleet::not_run(catalog.backend, region, at)));
     let parts = (draft.service, engine, draft.composition, region);
-    let (Some(service), Some(engine), Some(composition), Some(region)) = parts else {
+    let (Some(service), Some(engine), Some(composition), Some((region, _))) = parts else {
         return Ok(Err(problems));
     };
     if !problems.is_empty() {
@@ -200,8 +202,17 @@ async fn pinned_inputs(
     Ok(pinned)
 }
 
-/// Where the data is (SPEC 5.1): the first input's store, else the first output's.
-fn region_of(composition: &Composition, stores: &BTreeMap<StoreId, Arc<Store>>) -> Option<RegionName> {
-    let locations = composition.inputs.values().chain(composition.outputs.values());
-    locations.filter_map(|location| stores.get(&location.store)).map(|store| store.region.clone()).next()
+/// Where the data is (SPEC 5.1): the first input's store, else the first output's; and where the request names that.
+fn region_of(
+    composition: &Composition,
+    stores: &BTreeMap<StoreId, Arc<Store>>,
+    at: &str,
+) -> Option<(RegionName, String)> {
+    let side = |name: &'static str, slots: &BTreeMap<SlotName, Location>| {
+        slots.iter().find_map(|(slot, location)| {
+            let pointer = child(&child(&child(at, name), slot.as_str()), "store");
+            Some((stores.get(&location.store)?.region.clone(), pointer))
+        })
+    };
+    side("inputs", &composition.inputs).or_else(|| side("outputs", &composition.outputs))
 }

@@ -419,3 +419,54 @@ async fn many_changes_at_once_leave_a_history_without_gaps() {
     let tokens: BTreeSet<&String> = history.iter().map(|record| &record.token).collect();
     assert_eq!(tokens.len(), history.len(), "each change by another call");
 }
+
+#[tokio::test]
+async fn a_region_that_nobody_runs_is_refused_where_it_is_named() {
+    let mut world = World::new().await;
+    world.write("a.mov", "media");
+    let factory = world.factory("one", "in", "", "out").await;
+    world.backend.regions = std::sync::Arc::from(["south".parse().unwrap(), "north".parse().unwrap()]);
+    let refused = async |body: Value| {
+        let problems = match submit(&world.backend, world.account, &body, None, world.now()).await {
+            Err(SubmitError::Invalid(problems)) => problems,
+            other => panic!("{other:?}"),
+        };
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert_eq!(problem.code, "unknown_region");
+        problem.clone()
+    };
+    let named = |region: &str| {
+        let mut body = world.request("a.mov");
+        body["region"] = json!(region);
+        body
+    };
+    let explicit = refused(named("west")).await;
+    assert_eq!(explicit.pointer, "/region");
+    assert!(explicit.message.contains("`west`") && explicit.message.contains("south, north"), "{explicit}");
+    let of_store = refused(world.request("a.mov")).await;
+    assert_eq!(of_store.pointer, "/composition/inputs/source/store", "the store says so");
+    let nothing = json!({"service": "transform", "composition": {"inputs": {}, "outputs": {}}});
+    assert_eq!(refused(nothing).await.pointer, "/region", "the account's default");
+    let explicit = json!({"factory": "one", "input": "a.mov", "region": "west"});
+    assert_eq!(refused(explicit).await.pointer, "/region", "the request wins over the factory");
+    let body = serde_json::to_value(&factory).unwrap();
+    let mut body = json!({
+        "name": "one", "service": "transform", "composition": body["composition"], "watch": [],
+        "region": "south",
+    });
+    crate::factories::replace(&world.backend, world.account, "one", &body, None, world.now()).await.unwrap();
+    submit(&world.backend, world.account, &named("north"), None, world.now()).await.unwrap();
+    world.backend.regions = std::sync::Arc::from(["north".parse().unwrap()]);
+    let by_factory = json!({"factory": "one", "input": "a.mov"});
+    let problems = submit(&world.backend, world.account, &by_factory, None, world.now()).await.unwrap_err();
+    assert!(problems.to_string().contains("/factory: no manager here runs region `south`"), "{problems}");
+    body["region"] = json!("west");
+    let again =
+        crate::factories::replace(&world.backend, world.account, "one", &body, None, world.now()).await;
+    assert!(again.unwrap_err().to_string().contains("/region: no manager here runs region `west`"));
+    let provider = world.input.provider.clone();
+    let secret = telecine_stores::StoreSecret::None;
+    let new = stores::NewStore { name: "new".to_owned(), provider, region: "west".parse().unwrap(), secret };
+    let store = stores::create(&world.backend, world.account, new, world.now()).await.unwrap_err();
+    assert!(store.to_string().contains("/region: no manager here runs region `west`"), "{store}");
+}

@@ -27,6 +27,7 @@ pub(crate) fn config(folder: &Path) -> EmbeddedConfig {
     EmbeddedConfig {
         folder: folder.to_owned(),
         pools: Vec::new(),
+        regions: Vec::new(),
         agent: AgentCommand { program: "/bin/false".into(), arguments: Vec::new() },
         provisioner: Arc::new(Nothing),
         drain_limit: Duration::from_secs(5),
