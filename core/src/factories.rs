@@ -59,6 +59,9 @@ const MAX_SUFFIXES: usize = 50;
 struct Pointer {
     account: AccountId,
     factory: FactoryId,
+    /// The factory's version, where a watcher must see that it changed.
+    #[serde(default)]
+    version: u64,
 }
 
 /// Creates a factory from `{name, service, engine_version, composition, watch, defaults, region, enabled}`. Stores are
@@ -143,6 +146,16 @@ pub async fn watching(backend: &Backend, store: StoreId) -> Result<Vec<Factory>,
     Ok(factories)
 }
 
+/// The factories that watch a store, with their versions: what changes when a rule does.
+pub(crate) async fn watch_marks(
+    backend: &Backend,
+    store: StoreId,
+) -> Result<Vec<(FactoryId, u64)>, RecordError> {
+    let pointers: Vec<Pointer> =
+        record::all(backend.table.as_ref(), Source::Rows, layout::watchers_of(store)).await?;
+    Ok(pointers.into_iter().map(|pointer| (pointer.factory, pointer.version)).collect())
+}
+
 /// Puts `body` (as for `create`) in place of what the factory is; with `if_match`, only of that version. Watch rules
 /// that stay as they are (store, prefix, suffixes) keep their id, and with it what they have seen.
 ///
@@ -215,7 +228,7 @@ async fn existing(
     let factory = find(backend, account, id_or_name).await?.ok_or_else(not_found)?;
     match if_match {
         Some(version) if version != factory.version => {
-            Err(FactoriesError::Outdated { name: factory.name })
+            Err(FactoriesError::Outdated { name: factory.name, version: factory.version })
         }
         Some(_) | None => Ok(factory),
     }
@@ -273,10 +286,12 @@ fn watchers(
     factory: &Factory,
 ) -> Result<Vec<Write>, RecordError> {
     let left = before.difference(after).map(|&store| Ok(record::delete(layout::watcher(store, factory.id))));
-    let new = after
-        .difference(before)
-        .map(|&store| record::put_new(layout::watcher(store, factory.id), &pointer(factory)));
-    left.chain(new).collect()
+    // Those that stay are told the new version, too.
+    let now = after.iter().map(|&store| {
+        let row = record::row(layout::watcher(store, factory.id), factory.version, &pointer(factory))?;
+        Ok(record::put(row, Condition::Any))
+    });
+    left.chain(now).collect()
 }
 
 async fn read(

@@ -401,18 +401,40 @@ fn reason(outcome: &Outcome) -> Option<Reason> {
     Some(Reason { factory: outcome.factory, rule: outcome.rule, message })
 }
 
-/// Stores that some factory watches and whose access was proven: what a watcher watches.
+/// A store that some factory watches and whose access was proven.
+#[derive(Clone, Debug)]
+pub struct WatchedStore {
+    /// The store.
+    pub store: Arc<Store>,
+    /// Another one: what is in the store already must be looked at again.
+    pub mark: WatchMark,
+}
+
+/// Who watches a store, and since which proof of its access.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchMark {
+    proven_at: Option<Timestamp>,
+    /// The factories that watch it, with their versions.
+    factories: Vec<(FactoryId, u64)>,
+}
+
+/// What a watcher watches.
 ///
 /// # Errors
 /// When the records are out of reach.
-pub async fn watched_stores(backend: &Backend) -> Result<Vec<Arc<Store>>, RecordError> {
+pub async fn watched_stores(backend: &Backend) -> Result<Vec<WatchedStore>, RecordError> {
     let (mut watched, mut after) = (Vec::new(), None);
     loop {
         let page = stores::list_everywhere(backend, 1000, after).await?;
         for store in page.items {
-            let watchers = record::page_of(Source::Rows, layout::watchers_of(store.id), 1, None);
-            if is_proven(&store) && !backend.table.query(watchers).await?.rows.is_empty() {
-                watched.push(Arc::new(store));
+            if !is_proven(&store) {
+                continue;
+            }
+            let factories = factories::watch_marks(backend, store.id).await?;
+            if !factories.is_empty() {
+                let proven_at = store.validation.as_ref().map(|validation| validation.at);
+                watched
+                    .push(WatchedStore { store: Arc::new(store), mark: WatchMark { proven_at, factories } });
             }
         }
         match page.next {

@@ -15,6 +15,7 @@ mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,7 +23,7 @@ use telecine_domain::factory::ArrivedObject;
 use telecine_domain::id::StoreId;
 use telecine_domain::location::{Location, ObjectKey, ObjectVersion, is_hidden};
 use telecine_stores::{FolderStore, ObjectEntry, OpenedStore, StoreError};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +62,15 @@ impl Default for WatchSettings {
 pub struct LocalWatcher {
     ending: CancellationToken,
     watching: Option<JoinHandle<()>>,
-    refused: Arc<Mutex<Vec<ObjectKey>>>,
+    asked: Arc<Asked>,
+}
+
+/// What the watcher was asked to tell again.
+#[derive(Default)]
+struct Asked {
+    keys: Mutex<Vec<ObjectKey>>,
+    everything: AtomicBool,
+    wake: Notify,
 }
 
 impl LocalWatcher {
@@ -74,7 +83,7 @@ impl LocalWatcher {
         arrivals: mpsc::Sender<ArrivedObject>,
     ) -> Self {
         let ending = CancellationToken::new();
-        let refused = Arc::new(Mutex::new(Vec::new()));
+        let asked = Arc::new(Asked::default());
         let signals = Signals::watch(&folder.root);
         if let Err(problem) = &signals {
             tracing::warn!(folder = %folder.root.display(), %problem, "no events from this folder; it is listed every few seconds instead");
@@ -86,7 +95,7 @@ impl LocalWatcher {
             settings,
             signals: signals.ok(),
             arrivals,
-            refused: Arc::clone(&refused),
+            asked: Arc::clone(&asked),
             writing: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -96,12 +105,19 @@ impl LocalWatcher {
             was_listed: true,
         };
         let run = watch.run(ending.clone());
-        Self { ending, watching: Some(tokio::spawn(run)), refused }
+        Self { ending, watching: Some(tokio::spawn(run)), asked }
     }
 
     /// The arrival of this key could not be recorded: the next listing tells it again.
     pub fn tell_again(&self, key: &ObjectKey) {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(key.clone());
+        self.asked.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key.clone());
+    }
+
+    /// Somebody else wants to know: everything that is there is told again, soon. What is still being written is told
+    /// when it is whole.
+    pub fn tell_everything_again(&self) {
+        self.asked.everything.store(true, Ordering::Release);
+        self.asked.wake.notify_one();
     }
 
     /// Ends it, and returns when nothing more is sent.
@@ -143,7 +159,7 @@ struct Watch {
     settings: WatchSettings,
     signals: Option<Signals>,
     arrivals: mpsc::Sender<ArrivedObject>,
-    refused: Arc<Mutex<Vec<ObjectKey>>>,
+    asked: Arc<Asked>,
     writing: BTreeMap<ObjectKey, Touched>,
     unsettled: BTreeMap<ObjectKey, Unsettled>,
     /// The version of each key that was sent last.
@@ -173,6 +189,7 @@ impl Watch {
             tokio::select! {
                 () = ending.cancelled() => return,
                 () = changed(self.signals.as_ref()) => {}
+                () = self.asked.wake.notified() => {}
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
@@ -187,8 +204,12 @@ impl Watch {
             self.folders.remove(&folder);
             self.list(&folder).await?;
         }
+        if self.asked.everything.swap(false, Ordering::AcqRel) {
+            self.told.clear();
+            self.reconcile_at = now;
+        }
         if self.reconcile_at <= now {
-            for key in std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner)) {
+            for key in std::mem::take(&mut *self.asked.keys.lock().unwrap_or_else(PoisonError::into_inner)) {
                 self.told.remove(&key);
             }
             self.list("").await?;

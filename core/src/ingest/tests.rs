@@ -1,4 +1,5 @@
 use futures::future::join_all;
+use serde_json::json;
 use telecine_domain::job::Origin;
 
 use super::*;
@@ -194,7 +195,7 @@ async fn reconcile_finds_what_lost_its_event_and_nothing_twice() {
     assert_eq!(again, Reconciled { seen: 3, accepted: 0 });
     assert_eq!(world.jobs().await.len(), 3);
     let watched = watched_stores(&world.backend).await.unwrap();
-    assert_eq!(watched.iter().map(|store| store.id).collect::<Vec<_>>(), [world.input.id]);
+    assert_eq!(watched.iter().map(|watched| watched.store.id).collect::<Vec<_>>(), [world.input.id]);
 }
 
 #[tokio::test]
@@ -226,4 +227,48 @@ async fn an_object_that_is_gone_makes_nothing() {
     std::fs::remove_file(world.folder.path().join("in/clip.mov")).unwrap();
     assert_eq!(arrive(&world, &object).await, [Verdict::Gone]);
     assert!(world.jobs().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_rule_that_is_added_changed_or_switched_on_later_is_told_and_sees_what_is_there() {
+    let world = World::new().await;
+    let (backend, account) = (&world.backend, world.account);
+    world.factory("one", "in", "", "out").await;
+    world.write("clip.mov", "media");
+    let reconciled = async || reconcile(backend, world.input.id, world.now()).await.unwrap().accepted;
+    let mark = async || watched_stores(backend).await.unwrap().remove(0).mark;
+    assert_eq!(reconciled().await, 1);
+
+    let first = mark().await;
+    assert_eq!(mark().await, first, "nothing changed");
+    let two = world.factory("two", "in", "", "out").await;
+    let second = mark().await;
+    assert_ne!(second, first, "a factory more");
+    assert_eq!((reconciled().await, reconciled().await), (1, 0), "the new rule's job, once");
+
+    factories::set_enabled(backend, account, "two", false).await.unwrap();
+    world.write("later.mov", "media");
+    assert_eq!(reconciled().await, 1, "the other one's");
+    let third = mark().await;
+    factories::set_enabled(backend, account, "two", true).await.unwrap();
+    assert!(mark().await != third && third != second, "switched off and on");
+    assert_eq!((reconciled().await, reconciled().await), (1, 0), "what came meanwhile");
+
+    let fourth = mark().await;
+    let body = json!({
+        "name": "two", "service": "transform", "composition": two.composition,
+        "watch": [{"store": "in", "suffixes": [".mov"]}, {"store": "in", "suffixes": [".txt"]}],
+    });
+    world.write("notes.txt", "words");
+    factories::replace(backend, account, "two", &body, None, world.now()).await.unwrap();
+    assert_ne!(mark().await, fourth, "a rule more");
+    assert_eq!((reconciled().await, reconciled().await), (1, 0), "the new rule's; the old one kept its own");
+
+    let fifth = mark().await;
+    world.clock.advance(Duration::from_secs(1));
+    stores::validate(backend, account, "in", world.now()).await.unwrap();
+    assert_ne!(mark().await, fifth, "proven again");
+    factories::remove(backend, account, "one", None).await.unwrap();
+    factories::remove(backend, account, "two", None).await.unwrap();
+    assert!(watched_stores(backend).await.unwrap().is_empty());
 }

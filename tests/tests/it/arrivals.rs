@@ -9,19 +9,24 @@ use telecine_tests::up::{Up, pause, text};
 use crate::spine::{jobs_of, path, write};
 
 fn copier(up: &Up) -> String {
-    let store = up.local_store("shelf", &up.folder("shelf"));
+    up.local_store("shelf", &up.folder("shelf"));
     up.publish(
         "copy",
         "16MiB",
         &["--program", "/bin/cp", "--argument={input.source}", "--argument={output.copy}"],
     );
+    copies(up, "copies")
+}
+
+/// A factory that copies each text of the shelf into a folder of its own name.
+fn copies(up: &Up, name: &str) -> String {
     let factory = json!({
-        "name": "copies", "service": "copy", "engine_version": "1.0.0",
+        "name": name, "service": "copy", "engine_version": "1.0.0",
         "composition": {
-            "inputs": {"source": {"store": store, "key": "{input.key}"}},
-            "outputs": {"copy": {"store": store, "key": "copies/{input.stem}-copy.txt"}},
+            "inputs": {"source": {"store": "shelf", "key": "{input.key}"}},
+            "outputs": {"copy": {"store": "shelf", "key": format!("{name}/{{input.stem}}-copy.txt")}},
         },
-        "watch": [{"store": store, "suffixes": [".txt"]}],
+        "watch": [{"store": "shelf", "prefix": if name == "copies" { "" } else { "in/" }, "suffixes": [".txt"]}],
     });
     write(up, "factory.json", &factory);
     text(&up.cli(&["factories", "create", "--document", &path(up, "factory.json")]), "/id")
@@ -69,4 +74,26 @@ fn the_same_object_told_again_and_again_makes_one_job_and_a_changed_one_another(
         fs::read_to_string(up.folder("shelf").join("copies/note-copy.txt")).expect("the copy"),
         "another"
     );
+}
+
+#[test]
+fn a_factory_that_comes_later_sees_what_is_there_already_once() {
+    let mut up = Up::start(&[]);
+    let shelf = up.folder("shelf");
+    fs::create_dir(shelf.join("in")).expect("made");
+    fs::write(shelf.join("in/old.txt"), "old").expect("written");
+    let first = copier(&up);
+    succeeded(&up, &first, 1);
+    let second = copies(&up, "later");
+    succeeded(&up, &second, 1);
+    up.cli(&["factories", "update", &second, "--enabled", "false"]);
+    fs::write(shelf.join("in/meanwhile.txt"), "meanwhile").expect("written");
+    // The first factory copies the second one's copy, too: it is another's output.
+    succeeded(&up, &first, 3);
+    up.cli(&["factories", "update", &second, "--enabled", "true"]);
+    succeeded(&up, &second, 2);
+    up.kill();
+    up.restart();
+    pause(Duration::from_secs(4));
+    assert_eq!(jobs_of(&up, &second).len(), 2, "one job for each object, however often it is looked at");
 }

@@ -204,3 +204,24 @@ async fn one_version_is_told_once_and_a_new_one_again() {
     std::fs::write(&path, "three").unwrap();
     assert!(timeout(Duration::from_secs(1), arrived.recv()).await.unwrap().is_none());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_told_again_when_somebody_asks_but_nothing_half_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.mov", "b.mov"] {
+        std::fs::write(folder.path().join(name), "media").unwrap();
+    }
+    let (watcher, mut arrived) = watch(folder.path(), EVENTS_ONLY);
+    assert_eq!(keys(&mut arrived, 2).await.len(), 2);
+    settled_in().await;
+    let mut half = File::create(folder.path().join("c.mov")).unwrap();
+    half.write_all(b"half").unwrap();
+    settled_in().await;
+    watcher.tell_everything_again();
+    let again = keys(&mut arrived, 2).await;
+    assert_eq!(again, BTreeSet::from(["a.mov".to_owned(), "b.mov".to_owned()]));
+    nothing_for(&mut arrived, Duration::from_secs(1)).await;
+    drop(half);
+    assert_eq!(next(&mut arrived).await.location.key.as_str(), "c.mov");
+    watcher.stop().await;
+}
