@@ -30,8 +30,15 @@ impl ClientFile {
     /// # Errors
     /// When it cannot be read or understood.
     pub(crate) fn read(data: &Path) -> Result<Option<Self>, Failure> {
-        let path = data.join(FILE_NAME);
-        let text = match std::fs::read_to_string(&path) {
+        Self::read_from(&data.join(FILE_NAME))
+    }
+
+    /// Reads such a file; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read or understood.
+    pub(crate) fn read_from(path: &Path) -> Result<Option<Self>, Failure> {
+        let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
@@ -51,7 +58,7 @@ impl ClientFile {
     ///
     /// # Errors
     /// When the folder does not take it.
-    pub(crate) fn write(&self, data: &Path) -> std::io::Result<()> {
+    pub(crate) fn write(&self, data: &Path, name: &str) -> std::io::Result<()> {
         let text = toml::to_string(self).map_err(std::io::Error::other)?;
         let temporary = data.join(".client.toml.new");
         match std::fs::remove_file(&temporary) {
@@ -62,7 +69,7 @@ impl ClientFile {
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&temporary, data.join(FILE_NAME))?;
+        std::fs::rename(&temporary, data.join(name))?;
         std::fs::File::open(data)?.sync_all()
     }
 }
@@ -129,8 +136,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(ClientFile::read(folder.path()).unwrap().is_none());
         let file = ClientFile { url: "http://127.0.0.1:1".to_owned(), api_key: "tk_x".to_owned() };
-        file.write(folder.path()).unwrap();
-        file.write(folder.path()).unwrap();
+        file.write(folder.path(), FILE_NAME).unwrap();
+        file.write(folder.path(), FILE_NAME).unwrap();
         let mode = std::fs::metadata(folder.path().join(FILE_NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(ClientFile::read(folder.path()).unwrap() == Some(file));

@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod config;
+mod first_key;
 mod managers;
 mod provision;
 mod serve;
@@ -15,7 +16,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use telecine_core::access::{self, Scope};
 use telecine_core::accounts::{self, Account};
 use telecine_core::backend::Backend;
 use telecine_core::ports::instances::Instances;
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cli::Global;
-use crate::connection::{self, ClientFile};
+use crate::connection;
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::process;
@@ -129,7 +129,7 @@ async fn platform(
         Some(listener) => {
             let account = first_account(&backend, config).await?;
             let url = format!("http://{}", listener.local_addr().map_err(anyhow::Error::from)?);
-            let key = client_file(data, &backend, &account, &url).await?;
+            let key = first_key::ensure(data, &backend, &account, &url).await?;
             parts.spawn(serve::run(listener, backend.clone(), config.regions.clone(), shutdown.clone()));
             parts.spawn(arrivals::run(backend.clone(), shutdown.clone()));
             launch_instances(config, embedded).await?;
@@ -191,33 +191,6 @@ async fn first_account(backend: &Backend, config: &UpConfig) -> Result<Account, 
     let region = config.regions.first().expect("validated: there is one");
     let account = accounts::ensure_default(backend, region, process::now()).await;
     account.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))
-}
-
-/// Writes the file that the other verbs find this API by. The key is made once; it is returned then, to be shown.
-async fn client_file(
-    data: &Path,
-    backend: &Backend,
-    account: &Account,
-    url: &str,
-) -> Result<Option<String>, Failure> {
-    let (api_key, made) = match ClientFile::read(data)? {
-        Some(file) => (file.api_key, None),
-        None => {
-            let scopes = [Scope::Read, Scope::Write, Scope::Admin].into();
-            let new =
-                access::create(backend, account.id, "first key of up", scopes, None, process::now()).await;
-            let token = new.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))?.token;
-            (token.to_string(), Some(token.to_string()))
-        }
-    };
-    let file = ClientFile { url: url.to_owned(), api_key };
-    file.write(data).map_err(|problem| {
-        Failure::new(
-            Exit::Failed,
-            format!("{} cannot be written: {problem}", data.join(connection::FILE_NAME).display()),
-        )
-    })?;
-    Ok(made)
 }
 
 type Part = Result<(), String>;

@@ -118,21 +118,52 @@ pub async fn create(
     if !problems.is_empty() {
         return Err(AccessError::Invalid(problems));
     }
-    let id = ApiKeyId::new(now, rand::random());
-    let token = new_token(id);
+    let token = new_token(now);
+    let id = id_of(&token).expect("it was made of an id");
     let key = ApiKey { id, account, name: name.to_owned(), scopes, created_at: now, expires_at };
-    let secret_row = layout::api_key_secret(&token);
-    let record = KeyRecord { key: key.clone(), secret_row: secret_row.partition.clone() };
-    let writes = vec![
-        record::put_new(secret_row.clone(), &key)?,
-        record::put_new(layout::api_key(account, id), &record)?,
-    ];
-    let there = || async { Ok(backend.table.get(&secret_row).await?.is_some()) };
-    if record::settle(backend.table.as_ref(), writes, there).await? {
+    if record_key(backend, &key, &token).await? {
         Ok(NewApiKey { key, token })
     } else {
-        Err(RecordError::contended(&secret_row).into())
+        Err(RecordError::contended(&layout::api_key_secret(&token)).into())
     }
+}
+
+/// Makes a key of a token (see `new_token`) that its owner has in safe hands already, so that a death in between leaves
+/// no key that nobody knows. Once made, making it again changes nothing.
+///
+/// # Errors
+/// `Unknown` when it is no token, `Invalid`.
+pub async fn create_from(
+    backend: &Backend,
+    account: AccountId,
+    token: &str,
+    name: &str,
+    scopes: BTreeSet<Scope>,
+    now: Timestamp,
+) -> Result<(), AccessError> {
+    let id = id_of(token).ok_or(AccessError::Unknown)?;
+    let problems = problems_of(name, &scopes, None, now);
+    if !problems.is_empty() {
+        return Err(AccessError::Invalid(problems));
+    }
+    let key = ApiKey { id, account, name: name.to_owned(), scopes, created_at: now, expires_at: None };
+    record_key(backend, &key, token).await?;
+    Ok(())
+}
+
+/// Records a key by the hash of its token; `false` when one is there.
+async fn record_key(backend: &Backend, key: &ApiKey, token: &str) -> Result<bool, RecordError> {
+    let secret_row = layout::api_key_secret(token);
+    let record = KeyRecord { key: key.clone(), secret_row: secret_row.partition.clone() };
+    let writes = vec![
+        record::put_new(secret_row.clone(), key)?,
+        record::put_new(layout::api_key(key.account, key.id), &record)?,
+    ];
+    let there = || async {
+        let found = record::get::<ApiKey>(backend.table.as_ref(), &secret_row).await?;
+        Ok(found.is_some_and(|found| found.value == *key))
+    };
+    record::settle(backend.table.as_ref(), writes, there).await
 }
 
 /// Who presents `token`.
@@ -176,10 +207,18 @@ pub async fn revoke(backend: &Backend, account: AccountId, key: ApiKeyId) -> Res
     Ok(())
 }
 
-fn new_token(id: ApiKeyId) -> Zeroizing<String> {
-    let id = id.to_string();
+/// A token for a key to be; it is worth nothing before `create_from`.
+pub fn new_token(now: Timestamp) -> Zeroizing<String> {
+    let id = ApiKeyId::new(now, rand::random()).to_string();
     let body = id.split_once('_').map_or("", |(_, body)| body);
     Zeroizing::new(format!("tk_{body}_{}", hex::encode(rand::random::<[u8; 32]>())))
+}
+
+/// The key that a token is of, if it has the form of one.
+fn id_of(token: &str) -> Option<ApiKeyId> {
+    let (body, secret) = token.strip_prefix("tk_")?.split_once('_')?;
+    let whole = secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
+    format!("{}_{body}", ApiKeyId::PREFIX).parse().ok().filter(|_| whole)
 }
 
 fn problems_of(
@@ -229,6 +268,29 @@ mod tests {
         clock.advance(Duration::from_secs(60));
         let late = authenticate(&backend, &made.token, clock.now()).await;
         assert!(matches!(late, Err(AccessError::Expired(_))));
+    }
+
+    #[tokio::test]
+    async fn a_key_of_a_known_token_is_made_once_and_stays_revoked_rows_or_not() {
+        let clock = HandClock::at(Timestamp::from_millis(1_000_000));
+        let (backend, table) = Backend::memory(clock.clock());
+        let account = AccountId::new(clock.now(), 1);
+        let make = async |token: &str| {
+            create_from(&backend, account, token, "first", BTreeSet::from([Scope::Admin]), clock.now()).await
+        };
+        let token = new_token(clock.now());
+        assert!(matches!(authenticate(&backend, &token, clock.now()).await, Err(AccessError::Unknown)));
+        for fault in crate::fixture::FAULTS {
+            table.fail_transaction(1, fault);
+            make(&token).await.unwrap();
+            make(&token).await.unwrap();
+            clock.advance(Duration::from_secs(1));
+        }
+        assert!(authenticate(&backend, &token, clock.now()).await.unwrap().may(Scope::Admin));
+        assert_eq!(list(&backend, account).await.unwrap().len(), 1);
+        for wrong in ["tk_x_y", "first", &token[..token.len() - 1], &token.replace("tk_", "tk_i")] {
+            assert!(matches!(make(wrong).await, Err(AccessError::Unknown)), "{wrong}");
+        }
     }
 
     #[tokio::test]
