@@ -41,6 +41,9 @@ use provision::{Joining, LocalProvisioner};
 /// Longest time for requests, streams and the manager's sessions to end.
 const DRAIN: Duration = Duration::from_secs(15);
 
+/// An agent with an old configuration is killed when it has not made way for the next one after this.
+const LEAVE_LIMIT: Duration = Duration::from_secs(15);
+
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
@@ -106,6 +109,7 @@ async fn open(
         agent: AgentCommand { program, arguments: vec!["agent".to_owned(), "--config".to_owned()] },
         provisioner,
         drain_limit: Duration::from_secs(config.drain_seconds),
+        leave_limit: LEAVE_LIMIT,
     };
     Embedded::open(settings).await.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))
 }

@@ -43,6 +43,9 @@ pub struct EmbeddedConfig {
     pub provisioner: Arc<dyn Provisioner>,
     /// Time that a retired agent has for what it runs, before it is killed.
     pub drain_limit: Duration,
+    /// Time that an agent has to make way for one with another configuration, before it is killed; its workers go on
+    /// all the same.
+    pub leave_limit: Duration,
 }
 
 /// A data folder cannot be opened.
@@ -117,8 +120,8 @@ impl Embedded {
         let provider = Provider::Local { folder: system.to_string_lossy().into_owned() };
         let system = telecine_stores::open(&provider, &StoreSecret::None)?;
         let agents = folder_inside(&folder, AGENTS_FOLDER)?;
-        let instances =
-            LocalInstances::open(agents, config.pools, config.agent, config.provisioner, config.drain_limit);
+        let limits = (config.drain_limit, config.leave_limit);
+        let instances = LocalInstances::open(agents, config.pools, config.agent, config.provisioner, limits);
         let instances = Arc::new(instances.await?);
         let (background, ending) = (TaskTracker::new(), CancellationToken::new());
         background.spawn(sweep(Arc::clone(&table), ending.clone()));

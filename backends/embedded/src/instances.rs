@@ -33,9 +33,6 @@ const MOST_BACKOFF: Duration = Duration::from_secs(60);
 /// An agent that ran this long before it died is started again at once.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
-/// An agent that was asked to make way for the next one is killed after this; its workers go on all the same.
-const LEAVE_LIMIT: Duration = Duration::from_secs(15);
-
 /// A pool of agents on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalPool {
@@ -102,6 +99,7 @@ pub struct LocalInstances {
     command: AgentCommand,
     provisioner: Arc<dyn Provisioner>,
     drain_limit: Duration,
+    leave_limit: Duration,
     agents: Mutex<BTreeMap<InstanceId, Agent>>,
     /// Where the next instance id gets its random bits.
     seed: std::hash::RandomState,
@@ -130,7 +128,7 @@ impl LocalInstances {
         pools: Vec<LocalPool>,
         command: AgentCommand,
         provisioner: Arc<dyn Provisioner>,
-        drain_limit: Duration,
+        (drain_limit, leave_limit): (Duration, Duration),
     ) -> Result<Self, LocalInstancesError> {
         let failed = |source| LocalInstancesError { folder: folder.clone(), source };
         let records = record::read_all(&folder).map_err(failed)?;
@@ -157,7 +155,16 @@ impl LocalInstances {
         let agents = Mutex::new(agents.collect());
         let pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
         let seed = std::hash::RandomState::new();
-        Ok(Self { folder: folder.clone(), pools, command, provisioner, drain_limit, agents, seed })
+        Ok(Self {
+            folder: folder.clone(),
+            pools,
+            command,
+            provisioner,
+            drain_limit,
+            leave_limit,
+            agents,
+            seed,
+        })
     }
 
     /// The agents that a process before has left, to be ended: nothing is started here.
@@ -170,7 +177,7 @@ impl LocalInstances {
             record::read_all(&folder).map_err(failed)?.into_iter().map(|record| record.pool).collect();
         let pools = pools.into_iter().map(|name| LocalPool { name, most: 0 }).collect();
         let command = AgentCommand { program: PathBuf::new(), arguments: Vec::new() };
-        Self::open(folder, pools, command, Arc::new(NothingStarts), Duration::ZERO).await
+        Self::open(folder, pools, command, Arc::new(NothingStarts), (Duration::ZERO, Duration::ZERO)).await
     }
 
     /// Starts what should run and does not, ends what should not, until `ending`. Agents go on after that.
@@ -247,7 +254,7 @@ impl LocalInstances {
             if let Some(process) = &agent.process {
                 tracing::info!(%instance, "an adopted agent has another configuration than it would have now; it is replaced, and its workers go on");
                 process.ask_to_leave();
-                agent.kill_at = Some(Instant::now() + LEAVE_LIMIT);
+                agent.kill_at = Some(Instant::now() + self.leave_limit);
             }
         }
     }

@@ -31,6 +31,7 @@ pub(crate) fn config(folder: &Path) -> EmbeddedConfig {
         agent: AgentCommand { program: "/bin/false".into(), arguments: Vec::new() },
         provisioner: Arc::new(Nothing),
         drain_limit: Duration::from_secs(5),
+        leave_limit: Duration::from_secs(600),
     }
 }
 
