@@ -82,11 +82,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_queue_keeps_the_contract() {
-        contract::queue_contract(async || Arc::new(MemoryQueue::default()) as _).await;
-    }
-
-    #[tokio::test]
     async fn the_keys_keep_the_contract() {
         contract::keys_contract(async || Arc::new(MemoryKeys::default()) as _).await;
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use telecine_core::Backend;
-use telecine_core::memory::StoredCredentials;
+use telecine_core::memory::{MemoryQueue, StoredCredentials};
 use telecine_core::ports::Clock;
 use telecine_core::system_store::SystemStore;
 use telecine_domain::id::RegionName;
@@ -18,7 +18,6 @@ use tokio_util::task::TaskTracker;
 use crate::instances::{AgentCommand, LocalInstances, LocalInstancesError, LocalPool, Provisioner};
 use crate::keys::{FileKeys, KeyFileError};
 use crate::lock::{FolderLock, LockError};
-use crate::queue::EmbeddedQueue;
 use crate::table::{SchemaError, SqliteTable};
 
 const DATABASE: &str = "telecine.db";
@@ -91,7 +90,7 @@ pub struct Embedded {
     /// The truth.
     pub table: Arc<SqliteTable>,
     /// Hints; empty at start, filled again by the sweep.
-    pub queue: Arc<EmbeddedQueue>,
+    pub queue: Arc<MemoryQueue>,
     /// Seals secrets.
     pub keys: Arc<FileKeys>,
     /// Agents on this machine, those of the process before among them.
@@ -127,7 +126,7 @@ impl Embedded {
         background.spawn(sweep(Arc::clone(&table), ending.clone()));
         background.spawn(Arc::clone(&instances).supervise(ending.clone()));
         background.close();
-        let queue = Arc::new(EmbeddedQueue::default());
+        let queue = Arc::new(MemoryQueue::default());
         let regions = config.regions.into();
         Ok(Self { table, queue, keys, instances, system, folder, regions, background, ending })
     }

@@ -8,7 +8,6 @@ mod embedded;
 mod instances;
 mod keys;
 mod lock;
-mod queue;
 mod table;
 mod watch;
 
@@ -16,6 +15,5 @@ pub use embedded::{Embedded, EmbeddedConfig, EmbeddedError, drain_agents};
 pub use instances::{AgentCommand, LocalInstances, LocalInstancesError, LocalPool, NewAgent, Provisioner};
 pub use keys::{FileKeys, KeyFileError};
 pub use lock::{FolderLock, LockError};
-pub use queue::EmbeddedQueue;
 pub use table::{SchemaError, SqliteTable};
 pub use watch::{LocalWatcher, WatchSettings};

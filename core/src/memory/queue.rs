@@ -1,4 +1,10 @@
-//! A queue of hints in memory, on tokio's clock.
+//! Hints in memory, on tokio's clock: for tests, for simulations, and for the embedded platform. They are gone with the
+//! process: the sweep sends a hint again for every queued job when a manager starts and from time to time after, so
+//! nothing is lost but a moment.
+//!
+//! A job has at most one hint per region, however often it is sent, so that sweeps do not let the queue grow. A hint that
+//! is sent while it is in flight comes back once when that delivery is acknowledged: the receiver may have looked at the
+//! job before the change that was hinted at.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::ports::queue::{Depth, Queue, QueueError, Received};
 
-/// Hints per region.
+/// `Queue` in this process.
 #[derive(Default)]
 pub struct MemoryQueue {
     state: Mutex<State>,
@@ -20,61 +26,48 @@ pub struct MemoryQueue {
 
 #[derive(Default)]
 struct State {
-    /// By number of arrival.
-    hints: BTreeMap<RegionName, BTreeMap<u64, Hint>>,
-    next: u64,
+    regions: BTreeMap<RegionName, BTreeMap<JobId, Hint>>,
+    deliveries: u64,
 }
 
+#[derive(Default)]
 struct Hint {
-    job: JobId,
-    hidden_until: Option<Instant>,
-    receipt: u64,
+    /// The number of the delivery that holds it, and until when.
+    held: Option<(u64, Instant)>,
+    /// Sent again while it was held.
+    again: bool,
 }
 
 impl Hint {
     fn is_visible(&self, now: Instant) -> bool {
-        self.hidden_until.is_none_or(|until| until <= now)
+        self.held.is_none_or(|(_, until)| until <= now)
     }
 }
 
 impl State {
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
-    fn take(
-        &mut self,
-        region: &RegionName,
-        most: usize,
-        visibility: Duration,
-        now: Instant,
-    ) -> Vec<Received> {
-        let first = self.next + 1;
-        let Some(hints) = self.hints.get_mut(region) else { return Vec::new() };
+    fn take(&mut self, region: &RegionName, most: usize, until: Instant, now: Instant) -> Vec<Received> {
+        let Some(hints) = self.regions.get_mut(region) else { return Vec::new() };
         let visible = hints.iter_mut().filter(|(_, hint)| hint.is_visible(now)).take(most);
-        let taken: Vec<Received> = (first..)
-            .zip(visible)
-            .map(|(receipt, (number, hint))| {
-                hint.hidden_until = Some(now + visibility);
-                hint.receipt = receipt;
-                Received { job: hint.job, receipt: format!("{number}.{receipt}") }
+        let deliveries = &mut self.deliveries;
+        visible
+            .map(|(&job, hint)| {
+                *deliveries += 1;
+                *hint = Hint { held: Some((*deliveries, until)), again: false };
+                Received { job, receipt: format!("{job}.{deliveries}") }
             })
-            .collect();
-        self.next += taken.len() as u64;
-        taken
+            .collect()
     }
 
     /// The hint of a receipt that still stands.
-    fn held(&mut self, region: &RegionName, receipt: &str) -> Option<(u64, &mut Hint)> {
-        let (number, receipt) = receipt.split_once('.')?;
-        let (number, receipt): (u64, u64) = (number.parse().ok()?, receipt.parse().ok()?);
-        let hint = self.hints.get_mut(region)?.get_mut(&number)?;
-        (hint.receipt == receipt).then_some((number, hint))
+    fn held(&mut self, region: &RegionName, receipt: &str) -> Option<(JobId, &mut Hint)> {
+        let (job, delivery) = receipt.split_once('.')?;
+        let (job, delivery) = (job.parse().ok()?, delivery.parse::<u64>().ok()?);
+        let hint = self.regions.get_mut(region)?.get_mut(&job)?;
+        hint.held.is_some_and(|(number, _)| number == delivery).then_some((job, hint))
     }
 
     fn next_visible(&self, region: &RegionName) -> Option<Instant> {
-        self.hints.get(region)?.values().filter_map(|hint| hint.hidden_until).min()
+        self.regions.get(region)?.values().filter_map(|hint| Some(hint.held?.1)).min()
     }
 }
 
@@ -87,12 +80,14 @@ impl MemoryQueue {
 #[async_trait]
 impl Queue for MemoryQueue {
     async fn send(&self, region: &RegionName, jobs: &[JobId]) -> Result<(), QueueError> {
+        let now = Instant::now();
         let mut state = self.state();
+        let hints = state.regions.entry(region.clone()).or_default();
         for &job in jobs {
-            let number = state.number();
-            let hint = Hint { job, hidden_until: None, receipt: 0 };
-            state.hints.entry(region.clone()).or_default().insert(number, hint);
+            let hint = hints.entry(job).or_default();
+            hint.again = !hint.is_visible(now);
         }
+        drop(state);
         self.changed.notify_waiters();
         Ok(())
     }
@@ -106,13 +101,14 @@ impl Queue for MemoryQueue {
     ) -> Result<Vec<Received>, QueueError> {
         let deadline = Instant::now() + wait;
         loop {
+            // Enabled before looking, so that what is sent between the look and the wait is not slept through.
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let now = Instant::now();
             let (taken, next_visible) = {
                 let mut state = self.state();
-                (state.take(region, most, visibility, now), state.next_visible(region))
+                (state.take(region, most, now + visibility, now), state.next_visible(region))
             };
             if !taken.is_empty() || now >= deadline {
                 return Ok(taken);
@@ -128,12 +124,14 @@ impl Queue for MemoryQueue {
         receipts: &[String],
         visibility: Duration,
     ) -> Result<(), QueueError> {
+        let until = Instant::now() + visibility;
         let mut state = self.state();
         for receipt in receipts {
             if let Some((_, hint)) = state.held(region, receipt) {
-                hint.hidden_until = Some(Instant::now() + visibility);
+                hint.held = hint.held.map(|(delivery, _)| (delivery, until));
             }
         }
+        drop(state);
         // A shorter visibility may make a hint visible sooner than somebody waits for.
         self.changed.notify_waiters();
         Ok(())
@@ -141,11 +139,19 @@ impl Queue for MemoryQueue {
 
     async fn acknowledge(&self, region: &RegionName, receipts: &[String]) -> Result<(), QueueError> {
         let mut state = self.state();
+        let mut came_back = false;
         for receipt in receipts {
-            let number = state.held(region, receipt).map(|(number, _)| number);
-            if let (Some(number), Some(hints)) = (number, state.hints.get_mut(region)) {
-                hints.remove(&number);
+            let Some((job, hint)) = state.held(region, receipt) else { continue };
+            if hint.again {
+                *hint = Hint::default();
+                came_back = true;
+            } else if let Some(hints) = state.regions.get_mut(region) {
+                hints.remove(&job);
             }
+        }
+        drop(state);
+        if came_back {
+            self.changed.notify_waiters();
         }
         Ok(())
     }
@@ -153,13 +159,43 @@ impl Queue for MemoryQueue {
     async fn depth(&self, region: &RegionName) -> Result<Depth, QueueError> {
         let now = Instant::now();
         let state = self.state();
-        let hints = state.hints.get(region).into_iter().flat_map(BTreeMap::values);
-        Ok(hints.fold(Depth::default(), |depth, hint| {
-            if hint.is_visible(now) {
-                Depth { visible: depth.visible + 1, ..depth }
-            } else {
-                Depth { in_flight: depth.in_flight + 1, ..depth }
-            }
-        }))
+        let hints = state.regions.get(region);
+        let all = hints.map_or(0, BTreeMap::len) as u64;
+        let visible =
+            hints.map_or(0, |hints| hints.values().filter(|hint| hint.is_visible(now)).count()) as u64;
+        Ok(Depth { visible, in_flight: all - visible })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use telecine_domain::time::Timestamp;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_is_kept() {
+        crate::contract::queue_contract(async || Arc::new(MemoryQueue::default()) as _).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_has_one_hint_however_often_it_is_sent() {
+        let (queue, local) = (MemoryQueue::default(), "local".parse().unwrap());
+        let job = JobId::new(Timestamp::from_millis(1), 1);
+        let minute = Duration::from_secs(60);
+        for _ in 0..3 {
+            queue.send(&local, &[job, job]).await.unwrap();
+        }
+        assert_eq!(queue.depth(&local).await.unwrap(), Depth { visible: 1, in_flight: 0 });
+        let first = queue.receive(&local, 9, Duration::ZERO, minute).await.unwrap();
+        queue.send(&local, &[job]).await.unwrap();
+        assert_eq!(queue.depth(&local).await.unwrap(), Depth { visible: 0, in_flight: 1 });
+        queue.acknowledge(&local, &[first[0].receipt.clone()]).await.unwrap();
+        assert_eq!(queue.depth(&local).await.unwrap().visible, 1, "it was sent after it was received");
+        let second = queue.receive(&local, 9, Duration::ZERO, minute).await.unwrap();
+        queue.acknowledge(&local, &[second[0].receipt.clone()]).await.unwrap();
+        assert_eq!(queue.depth(&local).await.unwrap(), Depth::default());
     }
 }
