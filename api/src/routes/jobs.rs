@@ -7,6 +7,7 @@ use std::str::FromStr;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use http::{StatusCode, Uri};
+use telecine_core::backend::Backend;
 use telecine_core::jobs::{self, JobEdit, JobFilter};
 use telecine_core::update::ChangeError;
 use telecine_core::{explain, recorder};
@@ -95,52 +96,22 @@ pub(crate) async fn update(
 /// Stop a job. The engine gets SIGTERM within a second, and SIGKILL after the job's grace period.
 #[utoipa::path(post, path = "/v1/jobs/{id}/cancel", operation_id = "cancel_job", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")), responses((status = 200, body = Job)))]
-pub(crate) async fn cancel(
-    State(state): State<ApiState>,
-    caller: Writer,
-    Path(id): Path<String>,
-    keyed: Keyed,
-    NoBody { bytes }: NoBody,
-) -> Result<Response, Problem> {
-    let account = caller.account();
-    act(&state, account, &id, &keyed, &bytes, async |job, now| {
-        jobs::cancel(&state.backend, account, job, now).await
-    })
-    .await
+pub(crate) async fn cancel(call: Call) -> Result<Response, Problem> {
+    act(call, jobs::cancel).await
 }
 
 /// Keep a queued job out of the queue.
 #[utoipa::path(post, path = "/v1/jobs/{id}/hold", operation_id = "hold_job", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")), responses((status = 200, body = Job)))]
-pub(crate) async fn hold(
-    State(state): State<ApiState>,
-    caller: Writer,
-    Path(id): Path<String>,
-    keyed: Keyed,
-    NoBody { bytes }: NoBody,
-) -> Result<Response, Problem> {
-    let account = caller.account();
-    act(&state, account, &id, &keyed, &bytes, async |job, now| {
-        jobs::hold(&state.backend, account, job, now).await
-    })
-    .await
+pub(crate) async fn hold(call: Call) -> Result<Response, Problem> {
+    act(call, jobs::hold).await
 }
 
 /// Let a held job into the queue.
 #[utoipa::path(post, path = "/v1/jobs/{id}/release", operation_id = "release_job", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")), responses((status = 200, body = Job)))]
-pub(crate) async fn release(
-    State(state): State<ApiState>,
-    caller: Writer,
-    Path(id): Path<String>,
-    keyed: Keyed,
-    NoBody { bytes }: NoBody,
-) -> Result<Response, Problem> {
-    let account = caller.account();
-    act(&state, account, &id, &keyed, &bytes, async |job, now| {
-        jobs::release(&state.backend, account, job, now).await
-    })
-    .await
+pub(crate) async fn release(call: Call) -> Result<Response, Problem> {
+    act(call, jobs::release).await
 }
 
 /// List the attempts of a job, first to last.
@@ -198,17 +169,17 @@ async fn find(state: &ApiState, account: AccountId, id: &str) -> Result<(JobId, 
     Ok((job, found.ok_or_else(|| Problem::not_found("job", id))?))
 }
 
+/// What an action on one job is called with.
+type Call = (State<ApiState>, Writer, Path<String>, Keyed, NoBody);
+
 async fn act(
-    state: &ApiState,
-    account: AccountId,
-    id: &str,
-    keyed: &Keyed,
-    bytes: &[u8],
-    action: impl AsyncFnOnce(JobId, Timestamp) -> Result<domain::Job, ChangeError>,
+    (State(state), caller, Path(id), keyed, NoBody { bytes }): Call,
+    action: impl AsyncFnOnce(&Backend, AccountId, JobId, Timestamp) -> Result<domain::Job, ChangeError>,
 ) -> Result<Response, Problem> {
-    let job: JobId = named("job", id)?;
-    once(state, account, keyed, bytes, async |_| {
-        let job = Job::from(action(job, state.now()).await?);
+    let job: JobId = named("job", &id)?;
+    let account = caller.account();
+    once(&state, account, &keyed, &bytes, async |_| {
+        let job = Job::from(action(&state.backend, account, job, state.now()).await?);
         Answer::new(StatusCode::OK, Some(job.version), &job)
     })
     .await
