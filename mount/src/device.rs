@@ -22,14 +22,22 @@ const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// # Errors
 /// When `/dev/fuse` cannot be opened or the mount is refused (it needs root); the text names which.
 pub fn open_device_and_mount(mountpoint: &Path) -> io::Result<OwnedFd> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(rustix::fs::OFlags::CLOEXEC.bits() as i32)
-        .open("/dev/fuse")
-        .map_err(|error| {
-            named(&error, "opening /dev/fuse (is the fuse module loaded, and is it allowed here?)")
-        })?;
+    let device = open_device().map_err(|error| {
+        named(&error, "opening /dev/fuse (is the fuse module loaded, and is it allowed here?)")
+    })?;
+    mount_device(&device, mountpoint)?;
+    Ok(device)
+}
+
+/// A fresh connection to the kernel's FUSE.
+pub(crate) fn open_device() -> io::Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::CLOEXEC.bits() as i32;
+    let device = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/fuse")?;
+    Ok(device.into())
+}
+
+/// Mounts the unserved file system of `device` on the folder `mountpoint`.
+pub(crate) fn mount_device(device: &OwnedFd, mountpoint: &Path) -> io::Result<()> {
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
@@ -38,8 +46,7 @@ pub fn open_device_and_mount(mountpoint: &Path) -> io::Result<OwnedFd> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
     rustix::mount::mount("telecine", mountpoint, "fuse.telecine", flags, options.as_c_str()).map_err(
         |error| named(&error.into(), &format!("mounting on {} (root is needed)", mountpoint.display())),
-    )?;
-    Ok(device.into())
+    )
 }
 
 /// Takes every mount off `mountpoint`, at once and without waiting for anybody who uses it. No mount there is success.

@@ -1,22 +1,12 @@
 //! Support for the end-to-end tests and benchmarks: the built binary, real folders, real containers.
 //!
-//! Everything started here is ended here, by process id. A test that cannot run on a machine says so and is counted as
-//! skipped by `skip`; with `TELECINE_NO_SKIP=1` (CI) it fails instead.
+//! Everything started here is ended here, by process id. How a test that cannot run on a machine is counted as skipped:
+//! `telecine-test-support`.
 
 pub mod clip;
 pub mod up;
 
 use std::path::PathBuf;
-
-/// Says why a test cannot run here; fails where skipping is forbidden.
-#[expect(clippy::print_stderr, reason = "the reason belongs into the test's output")]
-pub fn skip(why: &str) {
-    assert!(
-        std::env::var_os("TELECINE_NO_SKIP").is_none_or(|value| value != "1"),
-        "may not be skipped here: {why}"
-    );
-    eprintln!("skipped: {why}");
-}
 
 /// A binary of the workspace, built beside the test that asks (`cargo build --workspace --bins` before).
 ///

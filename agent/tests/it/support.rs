@@ -8,29 +8,20 @@ use telecine_domain::engine::ImageReference;
 use telecine_domain::id::InstanceId;
 use telecine_domain::resources::Resources;
 use telecine_domain::time::Timestamp;
+use telecine_test_support::{available, wanted};
 
-/// Says why a test does not run; with `TELECINE_NO_SKIP=1` that is a failure.
-pub(crate) fn skipped(why: &str) {
-    assert!(std::env::var("TELECINE_NO_SKIP").as_deref() != Ok("1"), "may not be skipped: {why}");
-    #[expect(clippy::print_stdout, reason = "the convention for tests that cannot run here")]
-    {
-        println!("skipped: {why}");
-    }
+/// Docker and the image named by `variable`; without either the test is skipped.
+pub(crate) async fn docker(variable: &str) -> Option<(Docker, ImageReference)> {
+    let image = wanted(variable, "scripts/build-test-images and build-transform-image make it")?;
+    let docker = available(Docker::connect(Path::new("/var/run/docker.sock")).await)?;
+    Some((docker, image.parse().expect("an image by digest")))
 }
 
-/// Docker and the image named by `variable`, when both are there.
-pub(crate) async fn docker(variable: &str) -> Option<(Docker, ImageReference)> {
-    let Ok(image) = std::env::var(variable) else {
-        skipped(&format!("{variable} names no image"));
-        return None;
-    };
-    match Docker::connect(Path::new("/var/run/docker.sock")).await {
-        Ok(docker) => Some((docker, image.parse().expect("an image by digest"))),
-        Err(error) => {
-            skipped(&format!("Docker: {error}"));
-            None
-        }
-    }
+/// Whether attempts can be mounted here; else the test is skipped.
+#[track_caller]
+pub(crate) fn can_mount() -> bool {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    available(telecine_mount::try_mount(folder.path(), Duration::from_secs(5))).is_some()
 }
 
 /// Random bits, good enough for names.

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::fake::Fake;
 use crate::manager::{Manager, Policy, region};
-use crate::support::{instance, random, skipped};
+use crate::support::{can_mount, instance, random};
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 const STORE: &str = "sto_00000000000000000000000001";
@@ -394,8 +394,7 @@ async fn a_registry_that_brings_nothing_ends_the_attempt_at_the_first_limit() {
 // With a real mount and real processes.
 
 async fn media(script: &str) -> Option<(Stage, tempfile::TempDir)> {
-    if !std::path::Path::new("/dev/fuse").exists() {
-        skipped("/dev/fuse is not there");
+    if !can_mount() {
         return None;
     }
     let store = tempfile::tempdir().unwrap();

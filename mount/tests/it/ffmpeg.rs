@@ -40,8 +40,7 @@ fn every_container_comes_out_as_on_a_local_disk() {
     if !can_mount() {
         return;
     }
-    if Command::new("ffmpeg").arg("-version").output().is_err() {
-        eprintln!("SKIPPED: no ffmpeg");
+    if !telecine_test_support::has_program("ffmpeg") {
         return;
     }
     let local = tempfile::tempdir().unwrap();

@@ -1,27 +1,21 @@
 //! A mount for one test: made, served in this process, and taken away whatever happens.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cap_std::fs::Dir;
 use telecine_mount::{
     Backing, InputFile, MountPath, MountPlan, MountSession, OutputFolder, OutputTarget, SealError,
-    SealedOutputs, Tuning, abort_connection, open_device_and_mount, unmount,
+    SealedOutputs, Tuning, abort_connection, open_device_and_mount, try_mount, unmount,
 };
 use tokio::runtime::Runtime;
 
-/// Whether this machine can mount; says why not.
+/// Whether this machine can mount; else the test is skipped.
+#[track_caller]
 pub fn can_mount() -> bool {
-    let reason = if !rustix::process::geteuid().is_root() {
-        "not root"
-    } else if File::options().read(true).write(true).open("/dev/fuse").is_err() {
-        "no /dev/fuse"
-    } else {
-        return true;
-    };
-    eprintln!("SKIPPED: {reason}");
-    false
+    let folder = tempfile::tempdir().unwrap();
+    telecine_test_support::available(try_mount(folder.path(), Duration::from_secs(5))).is_some()
 }
 
 /// Folders of one test and the plan it mounts.

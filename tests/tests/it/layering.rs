@@ -46,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "stores",
         ],
     ),
+    ("tests/support", &[]),
     (
         "tests",
         &[

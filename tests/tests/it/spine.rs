@@ -2,8 +2,9 @@
 //! its stores through FUSE, and the rendition appears.
 
 use serde_json::{Value, json};
+use telecine_test_support::wanted;
+use telecine_tests::clip;
 use telecine_tests::up::{Up, text};
-use telecine_tests::{clip, image, skip};
 
 /// A running system with the transform engine, an inbox, an outbox and a factory between them.
 pub(crate) struct Studio {
@@ -13,10 +14,7 @@ pub(crate) struct Studio {
 
 /// Starts one, or says why it cannot.
 pub(crate) fn studio() -> Option<Studio> {
-    let Some(image) = image("TELECINE_TRANSFORM_IMAGE") else {
-        skip("TELECINE_TRANSFORM_IMAGE names no image (scripts/build-transform-image)");
-        return None;
-    };
+    let image = wanted("TELECINE_TRANSFORM_IMAGE", "scripts/build-transform-image makes it")?;
     let up = Up::start(&[]);
     let inbox = up.local_store("inbox", &up.folder("inbox"));
     let outbox = up.local_store("outbox", &up.folder("outbox"));

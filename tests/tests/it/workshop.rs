@@ -3,8 +3,8 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use telecine_test_support::wanted;
 use telecine_tests::up::{Up, text};
-use telecine_tests::{image, skip};
 
 use crate::spine::{path, write};
 
@@ -16,10 +16,7 @@ pub(crate) struct Workshop {
 
 /// Starts one, or says why it cannot.
 pub(crate) fn workshop(arguments: &[&str]) -> Option<Workshop> {
-    let Some(image) = image("TELECINE_PROBE_IMAGE") else {
-        skip("TELECINE_PROBE_IMAGE names no image (scripts/build-test-images)");
-        return None;
-    };
+    let image = wanted("TELECINE_PROBE_IMAGE", "scripts/build-test-images makes it")?;
     let up = Up::start(arguments);
     let store = up.local_store("shelf", &up.folder("shelf"));
     up.publish("shell", "64MiB", &["--plain", "--image", &image, "--argument", "sh", "--argument=-c"]);
@@ -29,10 +26,15 @@ pub(crate) fn workshop(arguments: &[&str]) -> Option<Workshop> {
 impl Workshop {
     /// Submits a job that runs `script`, in which `{output.made}` is the path of its one output, `made/NAME`.
     pub(crate) fn submit(&self, name: &str, script: &str) -> String {
+        self.submit_into(&self.store, name, script)
+    }
+
+    /// The same with the output in another store.
+    pub(crate) fn submit_into(&self, store: &str, name: &str, script: &str) -> String {
         let composition = json!({
             "inputs": {},
             "processing": {"arguments": [script.replace("{output.made}", "\"$1\""), "sh", "{output.made}"]},
-            "outputs": {"made": {"store": self.store, "key": format!("made/{name}")}},
+            "outputs": {"made": {"store": store, "key": format!("made/{name}")}},
         });
         write(&self.up, name, &composition);
         let file = path(&self.up, name);

@@ -22,6 +22,9 @@ impl SmallDisk {
             .arg(folder)
             .output()
             .is_ok_and(|output| output.status.success());
+        if !mounted {
+            telecine_test_support::skip("this machine does not let us mount a tmpfs (root is needed)");
+        }
         mounted.then(|| Self(folder.to_owned()))
     }
 }
@@ -40,13 +43,9 @@ fn fill(file: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[allow(clippy::print_stderr)]
 async fn nothing_acknowledged_is_lost_on_a_full_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(_disk) = SmallDisk::mount(folder.path()) else {
-        eprintln!("skipped: this machine does not let us mount a tmpfs (root is needed)");
-        return;
-    };
+    let Some(_disk) = SmallDisk::mount(folder.path()) else { return };
     let file = folder.path().join("t.db");
     let table = SqliteTable::open(&file, clock(), None).unwrap();
     let ballast = folder.path().join("ballast");
@@ -94,13 +93,9 @@ async fn nothing_acknowledged_is_lost_on_a_full_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[allow(clippy::print_stderr)]
 async fn a_store_on_a_full_disk_keeps_what_it_has() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(_disk) = SmallDisk::mount(folder.path()) else {
-        eprintln!("skipped: this machine does not let us mount a tmpfs (root is needed)");
-        return;
-    };
+    let Some(_disk) = SmallDisk::mount(folder.path()) else { return };
     let provider = Provider::Local { folder: folder.path().to_str().unwrap().to_owned() };
     let store = telecine_stores::open(&provider, &StoreSecret::None).unwrap();
     let key = "a.mov".parse().unwrap();

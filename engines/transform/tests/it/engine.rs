@@ -18,18 +18,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-/// Why the engine cannot work here, when it cannot.
-pub(crate) fn ffmpeg_is_here() -> Result<(), String> {
-    for program in ["ffmpeg", "ffprobe"] {
-        Plain::new(program)
-            .arg("-version")
-            .stdout(Stdio::null())
-            .status()
-            .map_err(|error| format!("{program} does not start: {error}"))?;
-    }
-    Ok(())
-}
-
 /// A folder that the engine may write into, removed with everything in it.
 pub(crate) struct Folder(tempfile::TempDir);
 

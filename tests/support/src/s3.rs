@@ -1,5 +1,6 @@
-//! As much of S3 as the tests need: objects, listings, uploads in parts, refusals, and Signature Version 4 checked the
-//! way the service defines it (from the decoded path and query, not from what was sent).
+//! As much of S3 as the tests need: objects, ranges, listings, uploads in parts, refusals, and Signature Version 4 checked
+//! the way the service defines it (from the decoded path and query, not from what was sent). A test can hold requests of
+//! a kind, to stop others at exact moments.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,25 +13,49 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::Response;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::{Digest, Sha256};
-use telecine_domain::store::Permission;
+use tokio::sync::watch;
 
-pub(super) const ACCESS_KEY: &str = "AKIDTEST";
-pub(super) const SECRET_KEY: &str = "secret/of+the=test";
+/// The one access key id.
+pub const ACCESS_KEY: &str = "AKIDTEST";
+/// Its secret.
+pub const SECRET_KEY: &str = "secret/of+the=test";
 const LARGE: usize = 64 * 1024;
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const IN_PATH: &AsciiSet = &UNRESERVED.remove(b'/');
 
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Lists objects.
+    List,
+    /// Reads an object or what is known of it.
+    Read,
+    /// Writes an object or a part of one.
+    Write,
+    /// Removes an object or an upload.
+    Delete,
+}
+
+/// Where a request can be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A part of an upload is stored, and its answer is not on its way yet.
+    PartStored,
+    /// An upload is to be completed, and nothing is done yet.
+    BeforeCompletion,
+}
+
 /// How the service behaves.
 #[derive(Clone, Copy)]
-pub(super) struct Behaviour {
+pub struct Behaviour {
     /// Whether it honours `encoding-type=url`.
-    pub(super) encodes: bool,
+    pub encodes: bool,
     /// What it does not allow.
-    pub(super) denies: Option<Permission>,
+    pub denies: Option<Verb>,
     /// How many requests it answers with 503 first.
-    pub(super) fails_first: u32,
+    pub fails_first: u32,
     /// Whether it refuses signed requests and takes others.
-    pub(super) anonymous: bool,
+    pub anonymous: bool,
 }
 
 impl Default for Behaviour {
@@ -43,16 +68,27 @@ impl Default for Behaviour {
 struct Objects {
     objects: BTreeMap<String, Vec<u8>>,
     uploads: BTreeMap<String, BTreeMap<u32, Vec<u8>>>,
+    completions: Vec<String>,
     count: u32,
 }
 
 struct Shared {
     behaviour: Behaviour,
     objects: Mutex<Objects>,
+    hold: watch::Sender<Hold>,
+}
+
+/// At most one request is held at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    Nothing,
+    Next(Moment),
+    Held,
 }
 
 /// A running service with one bucket, `media`; ends when dropped.
-pub(super) struct Service {
+pub struct Service {
     address: SocketAddr,
     shared: Arc<Shared>,
     serving: tokio::task::JoinHandle<()>,
@@ -65,8 +101,13 @@ impl Drop for Service {
 }
 
 impl Service {
-    pub(super) async fn start(behaviour: Behaviour) -> Self {
-        let shared = Arc::new(Shared { behaviour, objects: Mutex::default() });
+    /// Starts one on a free port of loopback.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn start(behaviour: Behaviour) -> Self {
+        let hold = watch::Sender::default();
+        let shared = Arc::new(Shared { behaviour, objects: Mutex::default(), hold });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = axum::Router::new().fallback(answer).with_state(Arc::clone(&shared));
@@ -74,23 +115,56 @@ impl Service {
         Self { address, shared, serving }
     }
 
-    pub(super) fn url(&self) -> String {
+    /// Its endpoint.
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub(super) fn keys(&self) -> Vec<String> {
+    /// Keys of all objects, in order.
+    pub fn keys(&self) -> Vec<String> {
         self.shared.objects().objects.keys().cloned().collect()
     }
 
-    pub(super) fn insert(&self, key: &str, bytes: &[u8]) {
+    /// The bytes under a key.
+    pub fn object(&self, key: &str) -> Option<Vec<u8>> {
+        self.shared.objects().objects.get(key).cloned()
+    }
+
+    /// Puts an object, or replaces it.
+    pub fn insert(&self, key: &str, bytes: &[u8]) {
         self.shared.objects().objects.insert(key.to_owned(), bytes.to_vec());
     }
 
-    pub(super) fn open_uploads(&self) -> usize {
+    /// How many uploads are neither completed nor aborted.
+    pub fn open_uploads(&self) -> usize {
         self.shared.objects().uploads.len()
     }
 
-    pub(super) fn presigned_is_valid(&self, url: &str) -> bool {
+    /// The key of each completed upload, in order: one that was completed twice is there twice.
+    pub fn completions(&self) -> Vec<String> {
+        self.shared.objects().completions.clone()
+    }
+
+    /// Holds the next request that comes to this moment; later ones pass.
+    pub fn hold(&self, moment: Moment) {
+        self.shared.hold.send_replace(Hold::Next(moment));
+    }
+
+    /// Whether a request is held now.
+    pub fn holds(&self) -> bool {
+        *self.shared.hold.borrow() == Hold::Held
+    }
+
+    /// Lets the held request go on.
+    pub fn release(&self) {
+        self.shared.hold.send_replace(Hold::Nothing);
+    }
+
+    /// Whether a signed URL would be accepted.
+    ///
+    /// # Panics
+    /// When it is no signed URL.
+    pub fn presigned_is_valid(&self, url: &str) -> bool {
         let uri: Uri = url.parse().unwrap();
         let mut query = Query::of(&uri);
         let given = query.remove("X-Amz-Signature").unwrap();
@@ -109,6 +183,21 @@ impl Service {
 impl Shared {
     fn objects(&self) -> MutexGuard<'_, Objects> {
         self.objects.lock().unwrap()
+    }
+
+    /// Waits here when this is the request that is to be held.
+    async fn pass(&self, moment: Moment) {
+        let mine = self.hold.send_if_modified(|hold| {
+            let mine = *hold == Hold::Next(moment);
+            if mine {
+                *hold = Hold::Held;
+            }
+            mine
+        });
+        if mine {
+            // An error means that the service ends.
+            let _ = self.hold.subscribe().wait_for(|hold| *hold != Hold::Held).await;
+        }
     }
 }
 
@@ -209,22 +298,44 @@ fn etag(bytes: &[u8]) -> String {
     format!("\"{}-{:x}\"", &digest[..32], bytes.len())
 }
 
-fn object(bytes: &[u8], with_body: bool) -> Response {
-    let body = if with_body { Body::from(bytes.to_vec()) } else { Body::empty() };
-    Response::builder()
-        .header("etag", etag(bytes))
+/// The object, or the part of it that `Range: bytes=FIRST-LAST` asks for; refused when it is not the one of `If-Match`.
+fn object(bytes: &[u8], headers: &HeaderMap, with_body: bool) -> Response {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let tag = etag(bytes);
+    if text("if-match").is_some_and(|wanted| wanted != "*" && wanted != tag) {
+        return refusal(412, "PreconditionFailed");
+    }
+    let range = text("range").and_then(|range| range_of(range, bytes.len()));
+    let (status, part) = match &range {
+        Some(range) => (206, &bytes[range.clone()]),
+        None => (200, bytes),
+    };
+    let body = if with_body { Body::from(part.to_vec()) } else { Body::empty() };
+    let mut response = Response::builder()
+        .status(status)
+        .header("etag", tag)
         .header("last-modified", "Sun, 22 Nov 2026 15:04:05 GMT")
-        .header("content-length", bytes.len())
-        .body(body)
-        .unwrap()
+        .header("content-length", part.len());
+    if let Some(range) = range {
+        let told = format!("bytes {}-{}/{}", range.start, range.end - 1, bytes.len());
+        response = response.header("content-range", told);
+    }
+    response.body(body).unwrap()
 }
 
-fn needed(method: &Method, key: &str) -> Permission {
+fn range_of(range: &str, size: usize) -> Option<std::ops::Range<usize>> {
+    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let first: usize = first.parse().ok()?;
+    let end = last.parse::<usize>().map_or(size, |last| size.min(last + 1));
+    (first < end).then_some(first..end)
+}
+
+fn needed(method: &Method, key: &str) -> Verb {
     match *method {
-        Method::GET | Method::HEAD if key.is_empty() => Permission::List,
-        Method::GET | Method::HEAD => Permission::Read,
-        Method::DELETE => Permission::Delete,
-        _ => Permission::Write,
+        Method::GET | Method::HEAD if key.is_empty() => Verb::List,
+        Method::GET | Method::HEAD => Verb::Read,
+        Method::DELETE => Verb::Delete,
+        _ => Verb::Write,
     }
 }
 
@@ -244,39 +355,63 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     if behaviour.denies == Some(needed(&parts.method, key)) {
         return refusal(403, "AccessDenied");
     }
-    let mut objects = shared.objects();
-    objects.count += 1;
-    if objects.count <= behaviour.fails_first {
-        return refusal(503, "SlowDown");
+    {
+        let mut objects = shared.objects();
+        objects.count += 1;
+        if objects.count <= behaviour.fails_first {
+            return refusal(503, "SlowDown");
+        }
     }
     let query = Query::of(&parts.uri);
-    match (parts.method, query.one("uploadId"), key.is_empty()) {
-        (Method::GET, _, true) => objects.list(&query, behaviour.encodes),
-        (Method::POST, None, false) => objects.begin(),
-        (Method::PUT, Some(upload), false) => objects.part(&upload, &query, body.to_vec()),
-        (Method::POST, Some(upload), false) => objects.complete(&upload, key),
-        (Method::DELETE, Some(upload), false) => {
-            objects.uploads.remove(&upload);
-            reply(StatusCode::NO_CONTENT, "")
-        }
-        (Method::PUT, None, false) => {
-            let response = object(&body, false);
-            objects.objects.insert(key.to_owned(), body.to_vec());
-            Response::builder().header("etag", &response.headers()["etag"]).body(Body::empty()).unwrap()
-        }
-        (Method::DELETE, None, false) => {
-            objects.objects.remove(key);
-            reply(StatusCode::NO_CONTENT, "")
-        }
-        (method, None, false) => match objects.objects.get(key) {
-            Some(bytes) => object(bytes, method == Method::GET),
-            None => refusal(404, "NoSuchKey"),
-        },
-        _ => refusal(400, "InvalidRequest"),
+    let upload = query.one("uploadId");
+    if parts.method == Method::POST && upload.is_some() {
+        shared.pass(Moment::BeforeCompletion).await;
     }
+    let is_part = parts.method == Method::PUT && upload.is_some();
+    let answer =
+        shared.objects().answer(&parts.method, key, &query, &parts.headers, body.to_vec(), behaviour.encodes);
+    if is_part {
+        shared.pass(Moment::PartStored).await;
+    }
+    answer
 }
 
 impl Objects {
+    fn answer(
+        &mut self,
+        method: &Method,
+        key: &str,
+        query: &Query,
+        headers: &HeaderMap,
+        body: Vec<u8>,
+        encodes: bool,
+    ) -> Response {
+        match (method.clone(), query.one("uploadId"), key.is_empty()) {
+            (Method::GET, _, true) => self.list(query, encodes),
+            (Method::POST, None, false) => self.begin(),
+            (Method::PUT, Some(upload), false) => self.part(&upload, query, body),
+            (Method::POST, Some(upload), false) => self.complete(&upload, key),
+            (Method::DELETE, Some(upload), false) => {
+                self.uploads.remove(&upload);
+                reply(StatusCode::NO_CONTENT, "")
+            }
+            (Method::PUT, None, false) => {
+                let tag = etag(&body);
+                self.objects.insert(key.to_owned(), body);
+                Response::builder().header("etag", tag).body(Body::empty()).unwrap()
+            }
+            (Method::DELETE, None, false) => {
+                self.objects.remove(key);
+                reply(StatusCode::NO_CONTENT, "")
+            }
+            (method, None, false) => match self.objects.get(key) {
+                Some(bytes) => object(bytes, headers, method == Method::GET),
+                None => refusal(404, "NoSuchKey"),
+            },
+            _ => refusal(400, "InvalidRequest"),
+        }
+    }
+
     fn begin(&mut self) -> Response {
         let id = format!("upload {}+/", self.count);
         self.uploads.insert(id.clone(), BTreeMap::new());
@@ -299,6 +434,7 @@ impl Objects {
         let bytes = parts.into_values().flatten().collect::<Vec<u8>>();
         let tag = etag(&bytes).replace('"', "&quot;");
         self.objects.insert(key.to_owned(), bytes);
+        self.completions.push(key.to_owned());
         let text =
             format!("<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>");
         reply(StatusCode::OK, text)
