@@ -1,9 +1,12 @@
 //! Health gates: whether the instance may take work, and if not, what is wrong and what to do (SPEC 8.7).
 //!
-//! `look` gathers facts, `assess` judges them (pure). A way to run engines that does not answer is not offered any more;
-//! only an instance that is left without any is unhealthy for it.
+//! `look` gathers facts by trying: it mounts, writes to the data folder and asks Docker; `assess` judges them (pure). A way
+//! to run engines that does not answer is not offered any more; only an instance that is left without any is unhealthy
+//! for it. `telecine doctor` tries the same ([`try_mount`], [`try_disk`]).
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use telecine_domain::instance::{HealthProblem, RuntimeKind};
@@ -19,17 +22,21 @@ use crate::runtime::Runtimes;
 const EARLIEST: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 /// Wall time that runs differently from boot time by more than this between two looks was set by somebody.
 const LARGEST_JUMP: Duration = Duration::from_secs(30);
+/// How long the disk may take for a few bytes before it counts as broken.
+const DISK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a mount may take that lasts a millisecond on a machine that is well.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Free bytes in the data folder, or why they cannot be told.
+    /// Free bytes in the data folder, or why it cannot be written.
     pub free_bytes: Result<u64, String>,
     /// Wall time.
     pub now: Timestamp,
     /// Boot time.
     pub boot: Duration,
-    /// Why `/dev/fuse` cannot be opened.
+    /// Why nothing can be mounted, and what to do.
     pub fuse: Result<(), String>,
     /// Each allowed runtime and why it does not answer.
     pub runtimes: Vec<(RuntimeKind, Result<(), String>)>,
@@ -72,12 +79,48 @@ pub async fn look(
         answers.push((kind, Err("it did not answer when the agent looked for it".to_owned())));
     }
     Facts {
-        free_bytes: inventory::free_bytes(&config.data_folder).map_err(|error| error.to_string()),
+        free_bytes: try_disk(config.data_folder.clone()).await,
         now: clock.now(),
         boot: clock.boot(),
         fuse,
         runtimes: answers,
         gpus: inventory::gpu_ids().len(),
+    }
+}
+
+/// Mounts a file system for a moment, unseen by others. `folder` is any folder that is there; it is not touched.
+///
+/// # Errors
+/// Why it cannot be done and what to do, in words.
+pub async fn try_mount(folder: PathBuf) -> Result<(), String> {
+    let trial = tokio::task::spawn_blocking(move || telecine_mount::try_mount(&folder, MOUNT_PATIENCE));
+    let tried = trial.await.map_err(|error| format!("the trial of a mount failed: {error}"))?;
+    tried.map_err(|error| format!("{error}; {}", error.mend()))
+}
+
+/// Writes a few bytes to a file in `folder`, makes them durable and takes them away; answers how many bytes are free.
+///
+/// # Errors
+/// What the disk answers, or that it does not.
+pub async fn try_disk(folder: PathBuf) -> Result<u64, String> {
+    // A wedged disk keeps its thread; the next look finds that out again.
+    let trial = tokio::task::spawn_blocking(move || write_durably(&folder));
+    match tokio::time::timeout(DISK_PATIENCE, trial).await {
+        Ok(Ok(tried)) => tried.map_err(|error| error.to_string()),
+        Ok(Err(error)) => Err(format!("the trial failed: {error}")),
+        Err(_) => Err(format!("a few bytes were not written within {} s", DISK_PATIENCE.as_secs())),
+    }
+}
+
+/// A full disk is told by its free space, not as an error.
+fn write_durably(folder: &Path) -> std::io::Result<u64> {
+    let path = folder.join(format!(".health-{}", std::process::id()));
+    let written = std::fs::File::create(&path)
+        .and_then(|mut file| file.write_all(b"telecine").and_then(|()| file.sync_all()));
+    let removed = std::fs::remove_file(&path);
+    match written.and(removed) {
+        Err(error) if error.kind() != std::io::ErrorKind::StorageFull => Err(error),
+        _ => inventory::free_bytes(folder),
     }
 }
 
@@ -105,7 +148,9 @@ fn disk(facts: &Facts, limits: &Limits) -> Option<HealthProblem> {
                 ),
             )
         }
-        Err(error) => problem("disk", format!("{folder} cannot be measured: {error}; check the disk")),
+        Err(error) => {
+            problem("disk", format!("{folder} cannot be written: {error}; check the disk and its mount"))
+        }
     }
 }
 
@@ -131,10 +176,7 @@ fn clock(facts: &Facts, before: Option<&Facts>) -> Option<HealthProblem> {
 
 fn fuse(facts: &Facts) -> Option<HealthProblem> {
     let error = facts.fuse.as_ref().err()?;
-    problem(
-        "fuse",
-        format!("/dev/fuse cannot be opened: {error}; load the fuse module and run the agent as root"),
-    )
+    problem("fuse", format!("attempts cannot be mounted: {error}"))
 }
 
 fn runtime(facts: &Facts) -> Option<HealthProblem> {
@@ -194,6 +236,18 @@ mod tests {
         ] {
             assert_eq!(gates(&facts, None), [gate]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_disk_is_tried_by_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(try_disk(folder.path().to_owned()).await.unwrap() > 0);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing stays");
+        // Read-only for root too.
+        let error = try_disk("/proc/sys".into()).await.unwrap_err();
+        assert!(!error.is_empty());
+        let facts = Facts { free_bytes: Err(error), ..well() };
+        assert_eq!(gates(&facts, None), ["disk"]);
     }
 
     #[test]

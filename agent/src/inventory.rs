@@ -1,7 +1,9 @@
 //! What the machine has: CPU, memory, scratch space and GPUs.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
+use nvml_wrapper::Nvml;
 use telecine_domain::resources::Resources;
 
 use crate::config::CapacityConfig;
@@ -59,9 +61,13 @@ pub fn free_bytes(folder: &Path) -> std::io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Ids of the GPUs the driver shows; none without a driver.
+/// The driver's library, loaded once: it takes tens of milliseconds, and memory that is not given back. That it is not
+/// there is remembered too; a driver that is installed later is found by the next start of the agent.
+static NVML: LazyLock<Option<Nvml>> = LazyLock::new(|| Nvml::init().ok());
+
+/// Ids of the GPUs the driver shows now; none without a driver.
 pub fn gpu_ids() -> Vec<String> {
-    let Ok(nvml) = nvml_wrapper::Nvml::init() else { return Vec::new() };
+    let Some(nvml) = NVML.as_ref() else { return Vec::new() };
     let count = nvml.device_count().unwrap_or(0);
     (0..count).filter_map(|index| nvml.device_by_index(index).and_then(|gpu| gpu.uuid()).ok()).collect()
 }

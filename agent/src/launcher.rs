@@ -23,7 +23,6 @@ use crate::control::{self, CoordinatorEnd};
 use crate::folder::{Assignment, AttemptFolder};
 use crate::mounts;
 
-const FUSE_DEVICE: &str = "/dev/fuse";
 const RETRY: Duration = Duration::from_millis(3);
 const BIND_PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,11 +40,11 @@ pub struct LiveWorker {
 /// Brings workers to life and finds living ones.
 #[async_trait]
 pub trait WorkerLauncher: Send + Sync {
-    /// Whether attempts can be mounted here.
+    /// Whether attempts can be mounted here, found out by mounting.
     ///
     /// # Errors
-    /// Why not, in words.
-    fn can_mount(&self) -> Result<(), String>;
+    /// Why not and what to do, in words.
+    async fn can_mount(&self) -> Result<(), String>;
 
     /// Mounts what the attempt needs; answers the device that its worker is to serve.
     ///
@@ -79,9 +78,8 @@ pub struct ProcessLauncher {
 
 #[async_trait]
 impl WorkerLauncher for ProcessLauncher {
-    fn can_mount(&self) -> Result<(), String> {
-        let opened = File::options().read(true).write(true).open(FUSE_DEVICE);
-        opened.map(drop).map_err(|error| error.to_string())
+    async fn can_mount(&self) -> Result<(), String> {
+        crate::health::try_mount(std::env::temp_dir()).await
     }
 
     fn mount(&self, folder: &AttemptFolder, assignment: &Assignment) -> io::Result<Option<OwnedFd>> {

@@ -77,11 +77,11 @@ pub(crate) async fn run(global: &Global, arguments: Arguments) -> Result<ExitCod
     let data = connection::data_folder(global.data.as_deref())?;
     let findings = vec![
         checks::docker().await,
-        checks::fuse(),
+        checks::fuse().await,
         checks::user(),
         checks::kernel(),
         checks::memory(),
-        checks::disk(&data),
+        checks::disk(&data).await,
         checks::open_files(),
         checks::clock(),
         checks::port("API port", "--listen", arguments.listen).await,

@@ -279,7 +279,7 @@ impl Desk {
 
     /// Looks at the machine; a change is told to the manager.
     pub(super) async fn look(&self) {
-        let fuse = self.launcher.can_mount();
+        let fuse = self.launcher.can_mount().await;
         let facts = health::look(&self.config, &self.runtimes, fuse, &self.clock).await;
         let mut images = BTreeSet::new();
         for runtime in self.runtimes.values() {

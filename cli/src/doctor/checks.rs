@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
+use telecine_agent::runtime::{ContainerRuntime as _, Docker, RuntimeError};
 use telecine_domain::resources::display_bytes;
 use telecine_domain::time::Timestamp;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixStream};
+use tokio::net::TcpListener;
 
 use super::Finding;
 
@@ -18,16 +18,19 @@ const FUSE_KERNEL: (u32, u32) = (6, 9);
 /// The oldest kernel on which workers are found again by a restarted coordinator without a race (SO_PEERPIDFD).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
-/// Docker answers.
+/// Docker answers, as the agent asks it.
 pub(super) async fn docker() -> Finding {
     let host = std::env::var("DOCKER_HOST").unwrap_or_default();
-    let socket = host.strip_prefix("unix://").unwrap_or("/var/run/docker.sock").to_owned();
-    match tokio::time::timeout(Duration::from_secs(5), docker_version(&socket)).await {
-        Ok(Ok(version)) => Finding::fine("Docker", format!("{version} at {socket}")),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => Finding::broken(
+    docker_at(host.strip_prefix("unix://").unwrap_or("/var/run/docker.sock")).await
+}
+
+async fn docker_at(socket: &str) -> Finding {
+    match tokio::time::timeout(Duration::from_secs(5), ask_docker(socket)).await {
+        Ok(Ok(version)) => Finding::fine("Docker", format!("answers at {socket} (API {version})")),
+        Ok(Err(_)) if !may_connect(socket) => Finding::broken(
             "Docker",
             format!("{socket}: permission denied"),
-            "run as root, or add this user to the group `docker` and log in again",
+            "run with sudo, or add this user to the group `docker` and log in again",
         ),
         Ok(Err(error)) => Finding::broken(
             "Docker",
@@ -38,28 +41,29 @@ pub(super) async fn docker() -> Finding {
     }
 }
 
-async fn docker_version(socket: &str) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(b"GET /version HTTP/1.0\r\nHost: docker\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    stream.take(64 * 1024).read_to_end(&mut answer).await?;
-    let text = String::from_utf8_lossy(&answer);
-    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let version: serde_json::Value = serde_json::from_str(body.trim()).map_err(std::io::Error::other)?;
-    let part = |name: &str| version[name].as_str().unwrap_or("?").to_owned();
-    Ok(format!("{} (API {})", part("Version"), part("ApiVersion")))
+/// Agrees on a version, then does what the agent's health gate and its first look at the images do.
+async fn ask_docker(socket: &str) -> Result<String, RuntimeError> {
+    let docker = Docker::connect(Path::new(socket)).await?;
+    docker.check().await?;
+    docker.images().await?;
+    let (major, minor) = docker.version();
+    Ok(format!("{major}.{minor}"))
 }
 
-/// The mount has its device.
-pub(super) fn fuse() -> Finding {
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Finding::fine("FUSE", "/dev/fuse opens"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Finding::broken(
-            "FUSE",
-            "there is no /dev/fuse",
-            "load the module with `modprobe fuse`; in a container pass `--device /dev/fuse`",
-        ),
-        Err(error) => Finding::broken("FUSE", format!("/dev/fuse: {error}"), "run as root"),
+fn may_connect(socket: &str) -> bool {
+    !std::os::unix::net::UnixStream::connect(socket)
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// A file system can be mounted, found out by mounting one, as the agent's health gate does.
+pub(super) async fn fuse() -> Finding {
+    let folder = std::env::temp_dir();
+    let tried =
+        tokio::task::spawn_blocking(move || telecine_mount::try_mount(&folder, Duration::from_secs(5)));
+    match tried.await {
+        Ok(Ok(())) => Finding::fine("FUSE", "a file system was mounted and looked at"),
+        Ok(Err(error)) => Finding::broken("FUSE", error.to_string(), error.mend()),
+        Err(error) => Finding::broken("FUSE", format!("the trial failed: {error}"), "run this again"),
     }
 }
 
@@ -71,7 +75,8 @@ pub(super) fn user() -> Finding {
     Finding::broken(
         "user",
         "not root",
-        "run `telecine up` and `telecine agent` as root: they mount and start containers",
+        "run `telecine up` and `telecine agent` as root (with sudo): the coordinator mounts FUSE for each attempt with \
+         allow_other, which the kernel allows only to root; the engines themselves run as an ordinary user",
     )
 }
 
@@ -126,8 +131,8 @@ fn available_memory(information: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// There is space for the database and for scratch.
-pub(super) fn disk(data: &Path) -> Finding {
+/// There is space for the database and for scratch, and it can be written.
+pub(super) async fn disk(data: &Path) -> Finding {
     let Some(existing) = data.ancestors().find(|folder| folder.is_dir()) else {
         return Finding::broken(
             "disk",
@@ -135,13 +140,13 @@ pub(super) fn disk(data: &Path) -> Finding {
             "give another --data DIR",
         );
     };
-    let space = match rustix::fs::statvfs(existing) {
-        Ok(status) => status.f_bavail.saturating_mul(status.f_frsize),
+    let space = match telecine_agent::health::try_disk(existing.to_owned()).await {
+        Ok(space) => space,
         Err(error) => {
             return Finding::broken(
                 "disk",
-                format!("{}: {error}", existing.display()),
-                "give another --data DIR",
+                format!("{} cannot be written: {error}", existing.display()),
+                "give another --data DIR, or the right to write there",
             );
         }
     };
@@ -235,6 +240,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_is_not_dockers_is_no_panic() {
-        assert!(docker_version("/dev/null").await.is_err());
+        let finding = docker_at("/dev/null").await;
+        assert_eq!(finding.verdict, Verdict::Broken);
+        assert!(finding.found.contains("/dev/null") && !finding.mend.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_written_is_broken() {
+        let finding = disk(Path::new("/proc/sys/telecine")).await;
+        assert_eq!(finding.verdict, Verdict::Broken, "{finding:?}");
+        assert!(finding.found.contains("/proc/sys"), "{finding:?}");
+    }
+
+    #[tokio::test]
+    async fn a_mount_is_tried_and_a_refusal_says_what_to_do() {
+        let finding = fuse().await;
+        assert!(finding.verdict == Verdict::Fine || !finding.mend.is_empty(), "{finding:?}");
     }
 }

@@ -127,7 +127,7 @@ pub(super) struct InProcess(pub(super) Arc<Host>);
 
 #[async_trait]
 impl WorkerLauncher for InProcess {
-    fn can_mount(&self) -> Result<(), String> {
+    async fn can_mount(&self) -> Result<(), String> {
         Ok(())
     }
 
