@@ -124,7 +124,12 @@ impl Up {
     /// # Panics
     /// When the binary does not run.
     pub fn try_cli(&self, arguments: &[&str]) -> Output {
+        self.try_cli_with(&[], arguments)
+    }
+
+    fn try_cli_with(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
         Command::new(binary("telecine"))
+            .envs(environment.iter().copied())
             .args(arguments)
             .arg("--data")
             .arg(self.data())
@@ -138,8 +143,16 @@ impl Up {
     /// # Panics
     /// When it fails or prints something else.
     pub fn cli(&self, arguments: &[&str]) -> Value {
+        self.cli_with(&[], arguments)
+    }
+
+    /// The same with more in the environment, for what must not be an argument.
+    ///
+    /// # Panics
+    /// When it fails or prints something else.
+    pub fn cli_with(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Value {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["-o", "json"]).collect();
-        let output = self.try_cli(&arguments);
+        let output = self.try_cli_with(environment, &arguments);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "telecine {}: {}\n{out}{err}", arguments.join(" "), output.status);
         serde_json::from_str(&out)
@@ -267,6 +280,17 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => panic!("{self:?}: {error}"),
         }
+    }
+
+    /// The process that started it, while that lives.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn parent(&self) -> Self {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("the process lives");
+        let fields = status.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let pid = fields.skip(1).find_map(|field| field.parse().ok()).expect("a process has a parent");
+        Self { pid, command: format!("parent of {}", self.pid) }
     }
 
     /// Whether it still runs (a zombie does not).

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
+use telecine_test_support::s3::Moment;
 use telecine_tests::clip;
-use telecine_tests::up::pause;
+use telecine_tests::up::{Process, pause};
 
+use crate::bucket::Bucket;
 use crate::spine::{jobs_of, studio};
-use crate::workshop::workshop;
+use crate::workshop::{Workshop, workshop};
 
 const SLOW: &str = "sleep 4; echo done > {output.made}";
 
@@ -123,24 +125,85 @@ fn a_worker_stopped_past_its_lease_publishes_nothing() {
     assert_eq!(attempts[0]["state"], "lost", "{attempts:#?}");
 }
 
+/// Each attempt writes its own number, so that what is published tells which attempt it was.
+const OWN_NUMBER: &str =
+    "sed -n 's/.*\"attempt\": *\\([0-9]*\\).*/\\1/p' /telecine/job.json | head -n 1 > {output.made}";
+
+/// The worker of the only attempt and its coordinator, stopped: nobody on that instance does anything until they go on.
+struct Frozen {
+    worker: Process,
+    agent: Process,
+}
+
+impl Frozen {
+    fn now(shop: &Workshop) -> Self {
+        let workers = shop.up.processes("worker");
+        assert_eq!(workers.len(), 1, "{workers:?}");
+        let (agent, worker) = (workers[0].parent(), workers[0].clone());
+        worker.signal(Signal::STOP);
+        agent.signal(Signal::STOP);
+        Self { worker, agent }
+    }
+
+    /// Lets the worker go on alone, so that nobody but itself ends it, then its coordinator.
+    fn thaw(&self, shop: &Workshop) {
+        assert!(self.worker.is_alive(), "nobody has ended it");
+        self.worker.signal(Signal::CONT);
+        shop.up.until("the stale worker has ended by itself", |_| !self.worker.is_alive());
+        self.agent.signal(Signal::CONT);
+    }
+}
+
 #[test]
-fn a_worker_stopped_between_grant_and_publish_is_published_for_once() {
-    let Some(mut shop) = workshop(&["--lease-seconds", "3"]) else { return };
-    let job = shop.submit("granted", "sleep 2; echo done > {output.made}");
-    shop.up.until("the job runs", |_| shop.is_running(&job));
-    // While `up` does not read, the worker seals and its call waits in the socket; then the worker is stopped, and `up`
-    // grants what nobody is there to publish.
-    let up = shop.up.process();
-    up.signal(Signal::STOP);
-    pause(Duration::from_millis(2800));
-    let worker = shop.up.processes("worker").remove(0);
-    worker.signal(Signal::STOP);
-    up.signal(Signal::CONT);
+fn a_worker_stopped_between_seal_and_grant_past_its_lease_publishes_nothing() {
+    let Some(shop) = workshop(&["--lease-seconds", "3", "--instances", "2"]) else { return };
+    let bucket = Bucket::start();
+    let store = bucket.store(&shop.up);
+    bucket.service.hold(Moment::PartStored);
+    let job = shop.submit_into(&store, "stale", OWN_NUMBER);
+    // All bytes of the attempt are in the store, and the worker is about to learn it and to ask for the grant.
+    shop.up.until("the bytes are sealed", |_| bucket.service.holds());
+    let frozen = Frozen::now(&shop);
+    assert_eq!(shop.attempts(&job).len(), 1);
+    bucket.service.release();
     let done = shop.up.finished(&job);
     assert_eq!(done["state"], "succeeded", "{done:#}");
-    worker.signal(Signal::CONT);
-    shop.up.until("the worker is gone", |_| !worker.is_alive());
-    assert_eq!(shop.made("granted").as_deref(), Some("done\n"));
+    assert_eq!(shop.attempts(&job)[0]["state"], "lost", "{:#?}", shop.attempts(&job));
+    // The second may have been given to the frozen instance too, before that counted as silent.
+    let last = shop.attempts(&job).len();
+    assert!(last > 1);
+    assert_eq!(bucket.text("made/stale"), last.to_string());
+    frozen.thaw(&shop);
+    assert_eq!(bucket.service.completions(), ["made/stale"], "published once");
+    assert_eq!(bucket.text("made/stale"), last.to_string(), "by the last attempt");
+    shop.up.until("the stale attempt's upload is taken away", |_| bucket.service.open_uploads() == 0);
+    assert_eq!(shop.attempts(&job).len(), last);
+}
+
+#[test]
+fn a_worker_stopped_between_grant_and_publish_is_published_for_once() {
+    let Some(mut shop) = workshop(&["--lease-seconds", "3", "--instances", "2"]) else { return };
+    let bucket = Bucket::start();
+    let store = bucket.store(&shop.up);
+    bucket.service.hold(Moment::BeforeCompletion);
+    let job = shop.submit_into(&store, "granted", OWN_NUMBER);
+    // The grant is recorded, and the worker's first word to the store about it waits there.
+    shop.up.until("the worker publishes", |_| bucket.service.holds());
+    assert_eq!(shop.up.cli(&["jobs", "get", &job])["state"], "finalizing");
+    let frozen = Frozen::now(&shop);
+    let done = shop.up.finished(&job);
+    assert_eq!(done["state"], "succeeded", "{done:#}");
+    assert_eq!(bucket.service.completions(), ["made/granted"]);
+    bucket.service.release();
+    frozen.thaw(&shop);
+    assert_eq!(
+        bucket.service.completions(),
+        ["made/granted"],
+        "the worker's own came too late and did nothing"
+    );
+    assert_eq!(bucket.text("made/granted"), "1");
+    assert_eq!(bucket.service.open_uploads(), 0);
+    assert_eq!(shop.attempts(&job).len(), 1, "a granted job has no other attempt");
     shop.up.kill();
     shop.up.restart();
     assert_eq!(shop.up.finished(&job)["state"], "succeeded");

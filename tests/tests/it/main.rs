@@ -1,9 +1,10 @@
 //! Tests of the whole: what no crate can test of itself.
 //!
-//! Most run the built binary with real Docker, FUSE and ffmpeg; `skip` says when one cannot.
+//! Most run the built binary with real Docker, FUSE and ffmpeg; `telecine-test-support` counts one that cannot.
 
 mod arrivals;
 mod bad_input;
+mod bucket;
 mod crashes;
 mod explain;
 mod layering;
