@@ -24,6 +24,30 @@ as_root() {
     sudo "$@"
 }
 
+# The same with what sudo would drop: PATH, HOME and every setting of ours, of Cargo's and of Docker's.
+as_root_keeping() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+        return
+    fi
+    local kept=() name
+    for name in $(compgen -e); do
+        case $name in PATH | HOME | LD_LIBRARY_PATH | DOCKER_HOST | TELECINE_* | CARGO* | RUST*) kept+=("$name=${!name}") ;; esac
+    done
+    have sudo || die "this needs root and there is no sudo; run as root: $*"
+    sudo env "${kept[@]}" "$@"
+}
+
+# become_root WHY SCRIPT ARGUMENT…: for another user than root, the script begins again by sudo, and says why.
+become_root() {
+    local why=$1
+    shift
+    [ "$(id -u)" != 0 ] || return 0
+    say "as root, by sudo, because $why: $*"
+    as_root_keeping "$@"
+    exit
+}
+
 # Holds a lock of this name until the script ends, so that two runs at once do the work one after the other.
 # Children must be started with `9>&-`, or they would hold it for their whole life.
 lock() {
