@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo demo-stop test lint bench images
+.PHONY: help setup up demo demo-stop test lint deny bench images
 
 export TELECINE_STATE ?= $(CURDIR)/.telecine/state
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -45,6 +45,9 @@ test: ## every test, with real Docker, FUSE and ffmpeg
 
 lint: ## formatting and clippy, warnings as errors
 	scripts/lint
+
+deny: ## bans, licences and sources of what we depend on
+	scripts/deny
 
 bench: up ## what Telecine adds, against floors measured in the same run
 	cargo build --release --workspace
