@@ -13,6 +13,7 @@ mod engine;
 mod finish;
 mod mount;
 mod pull;
+mod renewal;
 mod session;
 mod shared;
 mod stores;

@@ -5,6 +5,7 @@
 
 mod connector;
 mod key_text;
+mod keys;
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
@@ -29,6 +30,8 @@ use telecine_domain::time::Timestamp;
 use crate::error::{Action, StoreError, StoreErrorClass, class_of_objects, words_of};
 use crate::open::{OpenError, S3Settings};
 use crate::{ObjectEntry, ObjectRead, StoreSecret};
+
+use keys::Keys;
 
 /// Writes of at least this many bytes go up in parts.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -47,7 +50,7 @@ pub struct ObjectsStore {
     /// Keys start below this: empty, or ends with `/`.
     pub prefix: String,
     client: Arc<AmazonS3>,
-    signs: bool,
+    keys: Option<Keys>,
     name: String,
 }
 
@@ -61,14 +64,17 @@ impl ObjectsStore {
     /// Opens a bucket; no request is sent.
     pub(crate) fn open(settings: &S3Settings<'_>, secret: &StoreSecret) -> Result<Self, OpenError> {
         let name = settings.location();
-        let credential = credential(settings, secret)?;
-        let client = Arc::new(client(settings, credential.as_ref(), &name)?);
+        let keys = match settings.authentication {
+            S3Authentication::Anonymous => None,
+            S3Authentication::StaticKeys => Some(Keys::of(secret, &name)?),
+        };
+        let client = Arc::new(client(settings, keys.as_ref(), &name)?);
         Ok(Self {
             store: Arc::clone(&client) as Arc<dyn ObjectStore>,
             multipart: Arc::clone(&client) as Arc<dyn MultipartStore>,
             prefix: settings.prefix.to_owned(),
             client,
-            signs: credential.is_some(),
+            keys,
             name,
         })
     }
@@ -78,9 +84,14 @@ impl ObjectsStore {
         &self.name
     }
 
+    /// Signs with another secret from the next request on, in all clones.
+    pub(crate) fn renew(&self, secret: &StoreSecret) -> Result<(), OpenError> {
+        self.keys.as_ref().map_or(Ok(()), |keys| keys.replace(secret, &self.name))
+    }
+
     /// Whether requests are signed with a key.
     pub fn is_signed(&self) -> bool {
-        self.signs
+        self.keys.is_some()
     }
 
     /// The client's path of a key below the prefix. Reads, writes and uploads through `store` and `multipart` must use
@@ -229,7 +240,7 @@ impl ObjectsStore {
         ttl: Duration,
     ) -> Result<Option<String>, StoreError> {
         let path = self.path(key);
-        if !self.signs || path.as_ref().contains(key_text::MARK) {
+        if self.keys.is_none() || path.as_ref().contains(key_text::MARK) {
             return Ok(None);
         }
         let url = self.client.signed_url(http::Method::GET, &path, ttl).await;
@@ -266,42 +277,9 @@ fn version_of(meta: &ObjectMeta) -> ObjectVersion {
     ObjectVersion { etag: meta.e_tag.clone().unwrap_or_default(), version_id, size_bytes: meta.size }
 }
 
-fn credential(
-    settings: &S3Settings<'_>,
-    secret: &StoreSecret,
-) -> Result<Option<Arc<AwsCredential>>, OpenError> {
-    match (settings.authentication, secret) {
-        (S3Authentication::Anonymous, _) => Ok(None),
-        (
-            S3Authentication::StaticKeys,
-            StoreSecret::S3Keys { access_key_id, secret_access_key, session_token },
-        ) => {
-            let sendable = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-            let token = session_token.as_deref();
-            if !sendable(access_key_id) || !sendable(secret_access_key) || !token.is_none_or(sendable) {
-                return Err(OpenError::KeysMalformed { store: settings.location() });
-            }
-            Ok(Some(Arc::new(AwsCredential {
-                key_id: access_key_id.clone(),
-                secret_key: secret_access_key.clone(),
-                token: session_token.clone(),
-            })))
-        }
-        (S3Authentication::StaticKeys, StoreSecret::None) => {
-            Err(OpenError::KeysMissing { store: settings.location() })
-        }
-    }
-}
-
-fn client(
-    settings: &S3Settings<'_>,
-    credential: Option<&Arc<AwsCredential>>,
-    name: &str,
-) -> Result<AmazonS3, OpenError> {
-    let connector = connector::KeyConnector {
-        signing_region: settings.signing_region.to_owned(),
-        credential: credential.cloned(),
-    };
+fn client(settings: &S3Settings<'_>, keys: Option<&Keys>, name: &str) -> Result<AmazonS3, OpenError> {
+    let connector =
+        connector::KeyConnector { signing_region: settings.signing_region.to_owned(), keys: keys.cloned() };
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(settings.bucket)
         .with_region(settings.signing_region)
@@ -315,12 +293,9 @@ fn client(
     if let Some(endpoint) = settings.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
     }
-    builder = match credential {
+    builder = match keys {
         None => builder.with_skip_signature(true),
-        Some(keys) => {
-            let builder = builder.with_access_key_id(&keys.key_id).with_secret_access_key(&keys.secret_key);
-            keys.token.iter().fold(builder, |builder, token| builder.with_token(token))
-        }
+        Some(keys) => builder.with_credentials(Arc::new(keys.clone())),
     };
     builder.build().map_err(|error| OpenError::Client { store: name.to_owned(), problem: words_of(&error) })
 }

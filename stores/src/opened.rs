@@ -13,6 +13,8 @@ use telecine_domain::time::Timestamp;
 use crate::error::{Action, StoreError, StoreErrorClass};
 use crate::folder::FolderStore;
 use crate::objects::ObjectsStore;
+use crate::open::OpenError;
+use crate::secret::StoreSecret;
 use crate::validate::validate_opened;
 
 /// An opened store. Clones share connections and descriptors.
@@ -49,6 +51,18 @@ impl OpenedStore {
         match self {
             Self::Folder(folder) => folder.location(),
             Self::Objects(objects) => objects.location(),
+        }
+    }
+
+    /// Goes on with another secret for the same store, such as keys that end later: from the next request on, in all
+    /// clones and in what was made of them. A folder needs none.
+    ///
+    /// # Errors
+    /// When the secret cannot work; then nothing changes.
+    pub fn renew(&self, secret: &StoreSecret) -> Result<(), OpenError> {
+        match self {
+            Self::Folder(_) => Ok(()),
+            Self::Objects(objects) => objects.renew(secret),
         }
     }
 

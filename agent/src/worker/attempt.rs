@@ -14,9 +14,9 @@ use telecine_domain::time::Timestamp;
 use telecine_proto::dial::Dialer;
 use telecine_proto::engine::v1::RunRequest;
 use telecine_proto::identity::{ClientIdentity, Credential, KeyAndRequest};
-use telecine_proto::worker::v1::{OpenStores, from_manager, from_worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::engine::{Request, Running};
 use super::finish::{self, Ended};
@@ -24,7 +24,7 @@ use super::mount::{self, Mounted};
 use super::session::{self, NoAnswer};
 use super::shared::{Halt, Shared};
 use super::stores::{self, Backings};
-use super::{WorkerError, WorkerParts, document, pull};
+use super::{WorkerError, WorkerParts, document, pull, renewal};
 use crate::control::{FromWorker, ToWorker};
 use crate::failure;
 use crate::folder::{Assignment, AttemptFolder, AttemptLock, Outcome};
@@ -80,6 +80,7 @@ pub(super) struct Attempt {
     pub(super) name: String,
     runtime: Option<Arc<dyn ContainerRuntime>>,
     creating: Option<JoinHandle<Result<(), Failure>>>,
+    _renewal: Option<AbortOnDropHandle<()>>,
     _lock: AttemptLock,
 }
 
@@ -94,7 +95,8 @@ impl Attempt {
         let runtime = runtimes.get(&assignment.spec.engine.launch.runtime()).cloned();
         let name = folder.name();
         let (backings, mounted, creating) = (Backings::new(), None, None);
-        Self { shared, assignment, folder, backings, mounted, name, runtime, creating, _lock: lock }
+        let (_renewal, _lock) = (None, lock);
+        Self { shared, assignment, folder, backings, mounted, name, runtime, creating, _renewal, _lock }
     }
 
     async fn live(&mut self, mounts: &dyn super::Mounts, device: Option<std::os::fd::OwnedFd>) -> Ended {
@@ -192,28 +194,18 @@ impl Attempt {
         device: Option<std::os::fd::OwnedFd>,
     ) -> Result<(), Failure> {
         self.shared.enter(Phase::Mounting);
-        let answer = session::call(&self.shared, from_worker::Body::OpenStores(OpenStores {})).await;
-        let access = match answer {
-            Ok(from_manager::Body::Stores(stores)) => stores.stores,
-            Ok(_) => {
-                return Err(failure::infrastructure(
-                    "stores_refused",
-                    "the manager's answer is no list of stores",
-                ));
-            }
-            Err(NoAnswer::Refused { message, .. }) => {
-                return Err(failure::infrastructure(
-                    "stores_refused",
-                    format!("the job's stores were not opened: {message}"),
-                ));
-            }
+        let access = match renewal::ask(&self.shared).await {
+            Ok(access) => access,
+            Err(NoAnswer::Refused { message, .. }) => return Err(renewal::refused(&message)),
             Err(NoAnswer::Fenced) => {
                 self.shared.halt(Halt::Fenced("the manager closed the epoch".to_owned()));
                 return std::future::pending().await;
             }
         };
         let shared = self.shared.clone();
-        self.backings = stores::open(access, |secret| shared.learn_secret(secret))?;
+        let (backings, rights) = stores::open_renewable(access, |secret| shared.learn_secret(secret))?;
+        self.backings = backings;
+        self._renewal = Some(AbortOnDropHandle::new(tokio::spawn(renewal::keep(shared, rights))));
         let plan = mount::plan(&self.assignment, &self.folder, &self.backings)?;
         let mounted = mounts.serve(plan, device);
         self.mounted = Some(mounted.map_err(|error| {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::id::StoreId;
+use telecine_domain::time::Timestamp;
 use telecine_mount::Backing;
 use telecine_proto::convert;
 use telecine_proto::types::v1::StoreAccess;
@@ -14,28 +15,75 @@ pub(crate) type Backings = BTreeMap<StoreId, Backing>;
 
 /// Opens each store; `learn` is told every secret, so that none reaches a log.
 pub(crate) fn open(access: Vec<StoreAccess>, learn: impl Fn(&str)) -> Result<Backings, Failure> {
-    access.into_iter().map(|access| open_one(&access, &learn)).collect()
+    open_renewable(access, learn).map(|(backings, _)| backings)
 }
 
-fn open_one(access: &StoreAccess, learn: &impl Fn(&str)) -> Result<(StoreId, Backing), Failure> {
-    let id: StoreId =
-        convert::parsed("stores.store_id", &access.store_id).map_err(|error| unreadable(&error))?;
-    let provider = convert::provider(access).map_err(|error| unreadable(&error))?;
-    let secret = if access.secret_json.is_empty() {
-        StoreSecret::None
-    } else {
-        // The parser's own words could quote the secret.
-        serde_json::from_slice(&access.secret_json)
-            .map_err(|_| unreadable(&"its secret cannot be understood"))?
-    };
+/// The same with what keeps them open.
+pub(crate) fn open_renewable(
+    access: Vec<StoreAccess>,
+    learn: impl Fn(&str),
+) -> Result<(Backings, Rights), Failure> {
+    let (mut backings, mut rights) = (Backings::new(), Rights::default());
+    for access in access {
+        let id = store_id(&access)?;
+        let provider = convert::provider(&access).map_err(|error| unreadable(&error))?;
+        let opened = telecine_stores::open(&provider, &secret(&access, &learn)?);
+        let opened = opened.map_err(|error| open_failed(id, &error))?;
+        backings.insert(id, backing(opened.clone()));
+        rights.stores.insert(id, (opened, ends_at(&access)));
+    }
+    Ok((backings, rights))
+}
+
+/// The opened stores of an attempt and when each right to use them ends.
+#[derive(Default)]
+pub(crate) struct Rights {
+    stores: BTreeMap<StoreId, (OpenedStore, Option<Timestamp>)>,
+}
+
+impl Rights {
+    /// When the first of them ends, if any does.
+    pub(crate) fn ends_at(&self) -> Option<Timestamp> {
+        self.stores.values().filter_map(|(_, ends_at)| *ends_at).min()
+    }
+
+    /// Goes on with new rights to the same stores. What cannot be understood leaves that store, and those after it, as
+    /// they were.
+    pub(crate) fn renew(&mut self, access: Vec<StoreAccess>, learn: impl Fn(&str)) -> Result<(), Failure> {
+        for access in access {
+            let id = store_id(&access)?;
+            let Some((opened, until)) = self.stores.get_mut(&id) else { continue };
+            opened.renew(&secret(&access, &learn)?).map_err(|error| open_failed(id, &error))?;
+            *until = ends_at(&access);
+        }
+        Ok(())
+    }
+}
+
+fn store_id(access: &StoreAccess) -> Result<StoreId, Failure> {
+    convert::parsed("stores.store_id", &access.store_id).map_err(|error| unreadable(&error))
+}
+
+fn ends_at(access: &StoreAccess) -> Option<Timestamp> {
+    (access.expires_at_millis != 0).then(|| Timestamp::from_millis(access.expires_at_millis))
+}
+
+fn secret(access: &StoreAccess, learn: &impl Fn(&str)) -> Result<StoreSecret, Failure> {
+    if access.secret_json.is_empty() {
+        return Ok(StoreSecret::None);
+    }
+    // The parser's own words could quote the secret.
+    let secret = serde_json::from_slice(&access.secret_json)
+        .map_err(|_| unreadable(&"its secret cannot be understood"))?;
     if let StoreSecret::S3Keys { secret_access_key, session_token, .. } = &secret {
         learn(secret_access_key);
         session_token.iter().for_each(|token| learn(token));
     }
-    let opened = telecine_stores::open(&provider, &secret).map_err(|error| {
-        crate::failure::infrastructure("store_open_failed", format!("store {id}: {error}"))
-    })?;
-    Ok((id, backing(opened)))
+    Ok(secret)
+}
+
+fn open_failed(id: StoreId, error: &telecine_stores::OpenError) -> Failure {
+    crate::failure::infrastructure("store_open_failed", format!("store {id}: {error}"))
 }
 
 /// What the mount works with.

@@ -20,6 +20,7 @@ use telecine_domain::time::Timestamp;
 use telecine_proto::net::{MemoryNetwork, Network};
 use telecine_proto::types::v1::StoreAccess;
 use telecine_proto::worker::v1 as wire;
+use telecine_test_support::s3;
 use tokio::task::JoinHandle;
 
 use crate::fake::Fake;
@@ -501,4 +502,65 @@ async fn an_input_that_has_changed_is_named() {
     assert_eq!(failure.code, "input_changed", "{failure:?}");
     assert!(failure.message.contains("in/a clip.mov"));
     assert_eq!(files(store.path()), ["a clip.mov"]);
+}
+
+/// What the manager hands out for the bucket: keys that end in `life`, or never.
+fn bucket_access(url: &str, secret: &str, life: Option<Duration>) -> StoreAccess {
+    let provider = json!({"provider": "s3", "bucket": "media", "endpoint": url, "allow_http": true});
+    let secret = json!({"s3_keys": {"access_key_id": s3::ACCESS_KEY, "secret_access_key": secret}});
+    let ends_at = life.map(|life| Clock::default().now().after(life).as_millis());
+    StoreAccess {
+        store_id: STORE.into(),
+        provider_json: provider.to_string().into_bytes(),
+        secret_json: secret.to_string().into_bytes(),
+        expires_at_millis: ends_at.unwrap_or(0),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_end_are_renewed_under_a_running_engine() {
+    if !can_mount() {
+        return;
+    }
+    let service = s3::Service::start(s3::Behaviour::default()).await;
+    service.insert("in.mov", &[7; 300_000]);
+    let first = bucket_access(&service.url(), s3::SECRET_KEY, Some(Duration::from_secs(4)));
+    let provider = serde_json::from_slice(&first.provider_json).unwrap();
+    let secret = serde_json::from_slice(&first.secret_json).unwrap();
+    let store = telecine_stores::open(&provider, &secret).unwrap();
+    let version = store.head(&"in.mov".parse().unwrap()).await.unwrap().unwrap();
+    let flags = tempfile::tempdir().unwrap();
+    let flag = flags.path().join("read-now");
+    let mut stage = Stage::new(telecine_proto::clock::Clock::System.into(), |spec| {
+        let location = |key: &str| json!({"store": STORE, "key": key});
+        let waits = format!("until [ -e {} ]; do sleep 0.05; done; ", flag.display());
+        let script = waits + "cat \"{input.source}\" > \"{output.result}\"";
+        spec["engine"]["launch"]["command"]["arguments"] = json!(["-c", script]);
+        spec["composition"] =
+            json!({"inputs": {"source": location("in.mov")}, "outputs": {"result": location("out.mov")}});
+        spec["inputs"] = json!({"source": {"location": location("in.mov"), "version": version}});
+    })
+    .await;
+    stage.manager.book.policy(|policy| policy.stores = vec![first]);
+    stage.device = Some(telecine_mount::open_device_and_mount(&stage.folder.mountpoint()).unwrap());
+    let worker = stage.begin(Arc::new(Process::new(&stage.attempts())));
+    stage.manager.book.until("phase running").await;
+    let second = bucket_access(&service.url(), "another-secret", None);
+    stage.manager.book.policy(|policy| policy.stores = vec![second]);
+    // Asked again well before the four seconds are over; only then the service forgets the first keys.
+    let renewed = async {
+        while stage.manager.book.events().iter().filter(|event| *event == "open stores").count() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), renewed).await.expect("the worker asks again");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    service.rotate("another-secret");
+    std::fs::write(&flag, "").unwrap();
+    let outcome = tokio::time::timeout(Duration::from_secs(60), worker).await.unwrap().unwrap();
+    telecine_mount::unmount(&stage.folder.mountpoint()).unwrap();
+    assert_eq!(outcome, Outcome::Published, "{:?}", stage.manager.book.events());
+    assert_eq!(service.object("out.mov").unwrap(), vec![7; 300_000]);
+    let asked = stage.manager.book.events().iter().filter(|event| *event == "open stores").count();
+    assert_eq!(asked, 2, "keys that do not end are not asked for again");
 }

@@ -4,14 +4,13 @@
 //! asked for with `encoding-type=url`, because XML cannot carry most control characters.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::HeaderValue;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use http::uri::PathAndQuery;
 use object_store::ClientOptions;
-use object_store::aws::{AwsAuthorizer, AwsCredential};
+use object_store::aws::AwsAuthorizer;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
     ReqwestConnector,
@@ -19,6 +18,7 @@ use object_store::client::{
 use percent_encoding::percent_decode_str;
 
 use super::key_text::{MARK_ENCODED, spell, unspell_encoded};
+use super::keys::Keys;
 
 const COPY_SOURCE: &str = "x-amz-copy-source";
 const PAYLOAD_DIGEST: &str = "x-amz-content-sha256";
@@ -29,7 +29,7 @@ pub(super) struct KeyConnector {
     /// The region requests are signed for.
     pub(super) signing_region: String,
     /// What signs them; `None` for a store that is read without.
-    pub(super) credential: Option<Arc<AwsCredential>>,
+    pub(super) keys: Option<Keys>,
 }
 
 impl HttpConnector for KeyConnector {
@@ -59,10 +59,10 @@ impl HttpService for KeyService {
 
 impl KeyConnector {
     fn sign(&self, request: &mut HttpRequest) -> Result<(), HttpError> {
-        let Some(credential) = &self.credential else { return Ok(()) };
+        let Some(keys) = &self.keys else { return Ok(()) };
         let digest = request.headers().get(PAYLOAD_DIGEST).and_then(|value| hex::decode(value).ok());
         request.headers_mut().remove(AUTHORIZATION);
-        AwsAuthorizer::new(credential, "s3", &self.signing_region)
+        AwsAuthorizer::new(&keys.now(), "s3", &self.signing_region)
             .try_authorize(request, digest.as_deref())
             .map_err(|error| HttpError::new(HttpErrorKind::Unknown, error))
     }

@@ -76,6 +76,7 @@ struct Shared {
     behaviour: Behaviour,
     objects: Mutex<Objects>,
     hold: watch::Sender<Hold>,
+    secret: Mutex<String>,
 }
 
 /// At most one request is held at a time.
@@ -107,7 +108,12 @@ impl Service {
     /// When there is none.
     pub async fn start(behaviour: Behaviour) -> Self {
         let hold = watch::Sender::default();
-        let shared = Arc::new(Shared { behaviour, objects: Mutex::default(), hold });
+        let shared = Arc::new(Shared {
+            behaviour,
+            objects: Mutex::default(),
+            hold,
+            secret: Mutex::new(SECRET_KEY.to_owned()),
+        });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = axum::Router::new().fallback(answer).with_state(Arc::clone(&shared));
@@ -145,6 +151,11 @@ impl Service {
         self.shared.objects().completions.clone()
     }
 
+    /// Takes no other secret key than this from now on.
+    pub fn rotate(&self, secret: &str) {
+        secret.clone_into(&mut self.shared.secret.lock().unwrap());
+    }
+
     /// Holds the next request that comes to this moment; later ones pass.
     pub fn hold(&self, moment: Moment) {
         self.shared.hold.send_replace(Hold::Next(moment));
@@ -176,13 +187,17 @@ impl Service {
             canonical_path(&uri),
             query.canonical()
         );
-        signature(&date, &scope, &request) == given
+        signature(&self.shared.secret(), &date, &scope, &request) == given
     }
 }
 
 impl Shared {
     fn objects(&self) -> MutexGuard<'_, Objects> {
         self.objects.lock().unwrap()
+    }
+
+    fn secret(&self) -> String {
+        self.secret.lock().unwrap().clone()
     }
 
     /// Waits here when this is the request that is to be held.
@@ -250,14 +265,14 @@ fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
     Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize().to_vec()
 }
 
-fn signature(date: &str, scope: &str, request: &str) -> String {
+fn signature(secret: &str, date: &str, scope: &str, request: &str) -> String {
     let text = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{}", hex::encode(Sha256::digest(request)));
     let parts = scope.split('/');
-    let key = parts.fold(format!("AWS4{SECRET_KEY}").into_bytes(), |key, part| hmac(&key, part.as_bytes()));
+    let key = parts.fold(format!("AWS4{secret}").into_bytes(), |key, part| hmac(&key, part.as_bytes()));
     hex::encode(hmac(&key, text.as_bytes()))
 }
 
-fn is_signed(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> bool {
+fn is_signed(secret: &str, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let field = |name: &str| {
         let (_, rest) = text("authorization").split_once(&format!("{name}="))?;
@@ -281,7 +296,7 @@ fn is_signed(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> bo
     let query = Query::of(uri).canonical();
     let request = format!("{method}\n{}\n{query}\n{canonical}\n{names}\n{digest}", canonical_path(uri));
     let (id, scope) = credential.split_once('/').unwrap();
-    id == ACCESS_KEY && signature(text("x-amz-date"), scope, &request) == given
+    id == ACCESS_KEY && signature(secret, text("x-amz-date"), scope, &request) == given
 }
 
 fn reply(status: StatusCode, body: impl Into<Body>) -> Response {
@@ -343,7 +358,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let behaviour = shared.behaviour;
-    let signed = is_signed(&parts.method, &parts.uri, &parts.headers, &body);
+    let signed = is_signed(&shared.secret(), &parts.method, &parts.uri, &parts.headers, &body);
     let has_signature = parts.headers.contains_key("authorization");
     if !behaviour.anonymous && !signed || behaviour.anonymous && has_signature {
         return refusal(403, "SignatureDoesNotMatch");
