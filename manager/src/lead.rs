@@ -19,9 +19,9 @@ use telecine_domain::job::{Job, JobState};
 use telecine_domain::region::{LiveAttempt, QueuedJob, RegionEvent};
 use telecine_domain::time::Timestamp;
 use telecine_proto::identity::CertificateAuthority;
+use telecine_proto::tasks::Tasks;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::config::ManagerConfig;
@@ -87,7 +87,7 @@ pub(crate) struct Lead {
     /// Canceled when the leadership is over.
     pub(crate) over: CancellationToken,
     /// Everything that was started under this term.
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     /// Attempts whose assignment is on its way to their coordinator.
     sending: Mutex<BTreeSet<AttemptId>>,
     commands: mpsc::Sender<Command>,
@@ -127,7 +127,7 @@ impl Lead {
             receipts: Receipts::default(),
             stops: Stops::default(),
             over,
-            tasks: TaskTracker::new(),
+            tasks: Tasks::default(),
             sending: Mutex::new(BTreeSet::new()),
             commands,
         };
@@ -139,7 +139,8 @@ impl Lead {
         self.config.clock.now()
     }
 
-    /// Starts something that belongs to this leadership.
+    /// Starts something that belongs to this leadership. A panic of it ends the manager: what it was to record is found
+    /// again by the next.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }

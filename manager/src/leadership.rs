@@ -11,7 +11,6 @@ use telecine_core::backend::Backend;
 use telecine_core::leader::{self, LeaderError, Leadership};
 use telecine_domain::id::RegionName;
 use telecine_proto::identity::CertificateAuthority;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -35,7 +34,10 @@ pub(crate) struct Candidate {
 }
 
 /// Leads the region whenever it can, until `shutdown`.
-pub(crate) async fn run(candidate: Candidate, shutdown: CancellationToken) {
+///
+/// # Errors
+/// When a part of it has died: only a defect does that, and leading again would only hide it.
+pub(crate) async fn run(candidate: Candidate, shutdown: CancellationToken) -> Result<(), String> {
     let metrics = RegionMetrics::new(&candidate.region);
     let mut told = String::new();
     while !shutdown.is_cancelled() {
@@ -54,7 +56,9 @@ pub(crate) async fn run(candidate: Candidate, shutdown: CancellationToken) {
             Ok(leadership) => {
                 metrics.leading(true);
                 told.clear();
-                reign(&candidate, leadership, asked, &shutdown).await;
+                reign(&candidate, leadership, asked, &shutdown)
+                    .await
+                    .inspect_err(|_| metrics.leading(false))?;
                 // Whatever ended it may end the next one, too; and another manager may want its turn.
                 wait(candidate.config.leadership / 4, &shutdown).await;
             }
@@ -72,6 +76,7 @@ pub(crate) async fn run(candidate: Candidate, shutdown: CancellationToken) {
         }
     }
     metrics.leading(false);
+    Ok(())
 }
 
 async fn wait(time: Duration, shutdown: &CancellationToken) {
@@ -79,7 +84,12 @@ async fn wait(time: Duration, shutdown: &CancellationToken) {
 }
 
 /// Works under one term until it is lost or the manager stops.
-async fn reign(candidate: &Candidate, leadership: Leadership, asked: Instant, shutdown: &CancellationToken) {
+async fn reign(
+    candidate: &Candidate,
+    leadership: Leadership,
+    asked: Instant,
+    shutdown: &CancellationToken,
+) -> Result<(), String> {
     let region = &candidate.region;
     let over = shutdown.child_token();
     // Also when this future is dropped: nothing may go on under a term that nobody renews.
@@ -93,33 +103,32 @@ async fn reign(candidate: &Candidate, leadership: Leadership, asked: Instant, sh
         over.clone(),
     );
     info!(%region, term = leadership.term.0, "leading");
-    let mut tasks = JoinSet::new();
-    tasks.spawn(dispatch::run(lead.clone(), commands));
-    tasks.spawn(work(lead.clone(), candidate.leads.clone()));
-    let leadership = tokio::select! {
-        leadership = hold(candidate, leadership, asked, &over) => leadership,
-        ended = tasks.join_next() => {
-            // Only a defect ends one of them before the leadership is over.
-            if !over.is_cancelled() {
-                error!(%region, ?ended, "a part of the manager has died; it steps down");
-            }
-            None
-        }
+    lead.spawn(until_over(lead.clone(), "dispatch", dispatch::run(lead.clone(), commands)));
+    lead.spawn(work(lead.clone(), candidate.leads.clone()));
+    let (leadership, ended) = tokio::select! {
+        leadership = hold(candidate, leadership, asked, &over) => (leadership, Ok(())),
+        words = lead.tasks.panicked() => (None, Err(words)),
     };
     candidate.leads.end(&lead);
     over.cancel();
     info!(%region, term = lead.term.0, "not leading any more");
-    lead.tasks.close();
-    if timeout(candidate.config.drain, lead.tasks.wait()).await.is_err() {
-        warn!(%region, left = lead.tasks.len(), "not everything ended in time; the next leader sees what was recorded");
+    let left = lead.tasks.drain(candidate.config.drain).await;
+    if left > 0 {
+        warn!(%region, left, "not everything ended in time; the next leader sees what was recorded");
     }
-    tasks.shutdown().await;
     if let Some(leadership) = leadership
         && let Err(problem) =
             leader::release(&candidate.backend, &leadership, candidate.config.clock.now()).await
     {
         warn!(%region, %problem, "the leadership was not given back; it runs out by itself");
     }
+    ended.inspect_err(|words| error!(%region, words, "a part of the manager has died"))
+}
+
+/// One of the loops of a leadership: that it ends before the leadership is a defect.
+async fn until_over(lead: Arc<Lead>, name: &'static str, task: impl Future<Output = ()>) {
+    task.await;
+    assert!(lead.over.is_cancelled(), "{name} of region {} ended by itself", lead.region);
 }
 
 /// Loads the region, opens it to its agents, and runs what feeds it.
@@ -133,18 +142,10 @@ async fn work(lead: Arc<Lead>, leads: Leads) {
     }
     // Only now: a hello that came before the live attempts were known would give their capacity out twice.
     leads.begin(lead.clone());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(feed::receive(lead.clone()));
-    tasks.spawn(feed::keep_receipts(lead.clone()));
-    tasks.spawn(feed::reconcile(lead.clone()));
-    tasks.spawn(stops::poll(lead.clone()));
-    while let Some(ended) = tasks.join_next().await {
-        if lead.over.is_cancelled() {
-            continue;
-        }
-        error!(region = %lead.region, ?ended, "a part of the manager has died; it steps down");
-        lead.over.cancel();
-    }
+    lead.spawn(until_over(lead.clone(), "receive", feed::receive(lead.clone())));
+    lead.spawn(until_over(lead.clone(), "keep_receipts", feed::keep_receipts(lead.clone())));
+    lead.spawn(until_over(lead.clone(), "reconcile", feed::reconcile(lead.clone())));
+    lead.spawn(until_over(lead.clone(), "stops", stops::poll(lead.clone())));
 }
 
 /// Renews the leadership until it is lost. Gives it back when it may still be ours.

@@ -131,7 +131,7 @@ pub async fn run(
 
 /// Waits for the shutdown, or for the death of a part.
 async fn watch_over(
-    regions: &mut JoinSet<()>,
+    regions: &mut JoinSet<Result<(), String>>,
     tasks: &mut JoinSet<Result<(), String>>,
     shutdown: &CancellationToken,
 ) -> Option<String> {

@@ -6,7 +6,7 @@
 //!
 //! From the bottom up: `net` makes byte streams, `identity` says who is at the other end, `serve` and `dial` put TLS
 //! over a stream from either side, `calls` lets both ends of one gRPC stream call each other, `convert` turns frames
-//! into values of the domain.
+//! into values of the domain. `clock` and `tasks` are what every program at either end needs besides.
 
 pub mod calls;
 pub mod clock;
@@ -16,6 +16,7 @@ pub mod identity;
 pub mod net;
 mod redacted;
 pub mod serve;
+pub mod tasks;
 
 #[expect(
     missing_docs,
