@@ -298,7 +298,21 @@ pub async fn failed(
     step(backend, attempt, now, || Step::from(event()).counting(counters)).await
 }
 
-/// The attempt was interrupted (spot notice, drain); no budget pays.
+/// What the attempt sealed is on an instance that is gone: the job fails.
+///
+/// # Errors
+/// `Stale`; `Illegal` when it was not granted.
+pub async fn sealed_bytes_lost(
+    backend: &Backend,
+    attempt: AttemptId,
+    failure: Failure,
+    now: Timestamp,
+) -> Result<Job, ChangeError> {
+    let event = || JobEvent::SealedBytesLost { epoch: attempt.epoch, failure: failure.clone() };
+    step(backend, attempt, now, || event().into()).await
+}
+
+/// The attempt was interrupted (spot notice, drain) or not taken by its instance for want of room; no budget pays.
 ///
 /// # Errors
 /// `Stale`; `Illegal` when it was granted.

@@ -33,6 +33,7 @@ pub enum Happened {
     EngineRunning,
     Granted,
     Published,
+    SealedBytesLost,
     AttemptFailed,
     Interrupted,
     CancelRequested,
@@ -102,7 +103,9 @@ impl From<JobEvent> for Step {
             JobEvent::EngineRunning { .. } => AttemptStep::Enter(Phase::Running),
             JobEvent::Grant { .. } => AttemptStep::Enter(Phase::Flushing),
             JobEvent::Published { .. } => AttemptStep::End(Ending::Succeeded),
-            JobEvent::AttemptFailed { failure, .. } => AttemptStep::End(Ending::Failed(failure.clone())),
+            JobEvent::SealedBytesLost { failure, .. } | JobEvent::AttemptFailed { failure, .. } => {
+                AttemptStep::End(Ending::Failed(failure.clone()))
+            }
             JobEvent::Interrupted { failure, .. } => AttemptStep::End(Ending::Interrupted(failure.clone())),
             JobEvent::Stopped { .. } => AttemptStep::End(Ending::Canceled),
             JobEvent::Hold(_)
@@ -427,6 +430,7 @@ fn happened(event: &JobEvent) -> Happened {
         JobEvent::EngineRunning { .. } => Happened::EngineRunning,
         JobEvent::Grant { .. } => Happened::Granted,
         JobEvent::Published { .. } => Happened::Published,
+        JobEvent::SealedBytesLost { .. } => Happened::SealedBytesLost,
         JobEvent::AttemptFailed { .. } => Happened::AttemptFailed,
         JobEvent::Interrupted { .. } => Happened::Interrupted,
         JobEvent::Cancel => Happened::CancelRequested,
@@ -438,9 +442,9 @@ fn happened(event: &JobEvent) -> Happened {
 
 fn failure_of(event: &JobEvent) -> Option<Failure> {
     match event {
-        JobEvent::AttemptFailed { failure, .. } | JobEvent::Interrupted { failure, .. } => {
-            Some(failure.clone())
-        }
+        JobEvent::SealedBytesLost { failure, .. }
+        | JobEvent::AttemptFailed { failure, .. }
+        | JobEvent::Interrupted { failure, .. } => Some(failure.clone()),
         JobEvent::Hold(_)
         | JobEvent::Release
         | JobEvent::Assign { .. }

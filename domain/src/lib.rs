@@ -20,6 +20,7 @@ pub mod job;
 pub mod location;
 pub mod manifest;
 pub mod placement;
+pub mod publication;
 pub mod region;
 pub mod resources;
 pub mod store;

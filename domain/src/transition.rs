@@ -4,7 +4,7 @@
 //! is a normal outcome, since a partition or a long pause makes every agent speak out of turn one day.
 //!
 //! Invariant: a terminal state never changes. Invariant: the epoch never goes back. Invariant: a granted job (in
-//! `finalizing`) goes to `succeeded` and nowhere else.
+//! `finalizing`) goes to `succeeded`, or to `failed` when its sealed bytes are lost, and nowhere else.
 
 use std::time::Duration;
 
@@ -47,6 +47,13 @@ pub enum JobEvent {
     Published {
         /// Under which right.
         epoch: Epoch,
+    },
+    /// What was sealed and granted is on an instance that is gone: nobody can publish it any more.
+    SealedBytesLost {
+        /// Under which right.
+        epoch: Epoch,
+        /// Where the bytes were, and what to do.
+        failure: Failure,
     },
     /// The attempt is over and was not granted: it failed, was interrupted, or was lost.
     AttemptFailed {
@@ -99,6 +106,9 @@ pub fn apply(job: &Job, event: JobEvent, now: Timestamp) -> Outcome {
         JobEvent::EngineRunning { epoch } => under(job, epoch, |run| engine_running(job, run, now)),
         JobEvent::Grant { epoch, manifest } => under(job, epoch, |run| grant(job, run, manifest, now)),
         JobEvent::Published { epoch } => under(job, epoch, |run| published(job, run, now)),
+        JobEvent::SealedBytesLost { epoch, failure } => {
+            under(job, epoch, |_| sealed_bytes_lost(job, failure, now))
+        }
         JobEvent::AttemptFailed { epoch, failure } => {
             under(job, epoch, |_| attempt_failed(job, failure, now))
         }
@@ -254,6 +264,23 @@ fn published(job: &Job, run: Run, now: Timestamp) -> Outcome {
     }
 }
 
+/// No other attempt: outputs that were elsewhere may be visible already, and a second attempt would make them twice.
+fn sealed_bytes_lost(job: &Job, failure: Failure, now: Timestamp) -> Outcome {
+    match &job.state {
+        JobState::Finalizing { .. } => applied(moved(job, JobState::Failed { failure }, now)),
+        JobState::Assigned(_)
+        | JobState::Starting(_)
+        | JobState::Running(_)
+        | JobState::Held { .. }
+        | JobState::Queued { .. }
+        | JobState::Canceling { .. }
+        | JobState::Succeeded { .. }
+        | JobState::Failed { .. }
+        | JobState::Canceled
+        | JobState::Expired => illegal(job),
+    }
+}
+
 fn attempt_failed(job: &Job, failure: Failure, now: Timestamp) -> Outcome {
     match &job.state {
         JobState::Assigned(_) | JobState::Starting(_) | JobState::Running(_) => {
@@ -394,7 +421,7 @@ pub fn is_drawn(from: StateName, to: StateName) -> bool {
         }
         S::Starting => matches!(to, S::Running | S::Finalizing | S::Queued | S::Canceling | S::Failed),
         S::Running => matches!(to, S::Finalizing | S::Queued | S::Canceling | S::Failed),
-        S::Finalizing => matches!(to, S::Succeeded),
+        S::Finalizing => matches!(to, S::Succeeded | S::Failed),
         S::Canceling => matches!(to, S::Canceled | S::Failed),
         S::Succeeded | S::Failed | S::Canceled | S::Expired => false,
     }

@@ -7,12 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use telecine_core::dispatch::{self, StoreAccess};
+use telecine_core::fleet;
+use telecine_core::record::RecordError;
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::InstanceId;
+use telecine_domain::instance::InstanceState;
 use telecine_domain::job::{Job, JobState};
+use telecine_domain::publication;
+use telecine_domain::time::Timestamp;
 use telecine_proto::coordinator::v1::{CloseEpoch, Publish, from_coordinator, from_manager};
 use telecine_proto::{convert, types};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::lead::Lead;
 
@@ -71,10 +76,51 @@ pub(crate) async fn elsewhere(lead: Arc<Lead>, attempt: AttemptId, instance: Ins
                 return;
             }
             warn!(%attempt, %instance, problem, "outputs were not published; another instance will be asked");
+            if failure.code == BYTES_GONE {
+                give_up(lead, attempt).await;
+            }
         }
         Ok(_) => warn!(%attempt, %instance, "the coordinator does not know how to publish"),
         Err(error) => warn!(%attempt, %instance, %error, "outputs were not published; it is tried again"),
     }
+}
+
+/// Fails a granted attempt whose sealed bytes are on an instance that has been away for too long, when no other instance
+/// has them: to be asked when those that are connected have said so, or there is none.
+pub(crate) async fn give_up(lead: Arc<Lead>, attempt: AttemptId) {
+    let Some(Some(job)) = lead.load(attempt.job).await else { return };
+    let Some(run) = job.state.run().filter(|_| job.live_attempt() == Some(attempt)) else { return };
+    let away_since = match away_since(&lead, run.instance, &job).await {
+        Ok(away_since) => away_since,
+        Err(error) => return warn!(%attempt, %error, "it is not known whether an instance is away"),
+    };
+    let Some(failure) = publication::given_up(&job, away_since, lead.now()) else { return };
+    error!(%attempt, instance = %run.instance, account = %job.account, problem = failure.message, "a granted job is given up");
+    lead.persist(attempt, || {
+        dispatch::sealed_bytes_lost(&lead.backend, attempt, failure.clone(), lead.now())
+    })
+    .await;
+}
+
+/// Whether a granted job may have to be given up, nobody being here who could say that its bytes are gone.
+pub(crate) fn is_forsaken(lead: &Lead, job: &Job) -> bool {
+    lead.registry.coordinators.len() == 0
+        && matches!(job.state, JobState::Finalizing { .. })
+        && lead.now().since(job.state_since) >= publication::PATIENCE
+}
+
+/// Since when an instance is away; `None` while it is not. One without a record is away since the grant at the latest.
+async fn away_since(lead: &Lead, instance: InstanceId, job: &Job) -> Result<Option<Timestamp>, RecordError> {
+    if lead.registry.coordinators.caller(instance).is_some() {
+        return Ok(None);
+    }
+    Ok(match fleet::instance(&lead.backend, instance).await? {
+        None => Some(job.state_since),
+        Some(record) => {
+            let away = matches!(record.state, InstanceState::Disconnected | InstanceState::Lost);
+            away.then_some(record.state_since)
+        }
+    })
 }
 
 /// What is needed to take the leftovers of an attempt away; made while its epoch stands, used when it is closed.

@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use crate::feed::pages;
 use crate::lead::Lead;
+use crate::publish;
 
 /// Longest wait for a peer to say that it is stopping.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -102,7 +103,7 @@ async fn send(lead: &Lead, stop: &Stop) -> bool {
     }
 }
 
-/// Looks through the live jobs for those to be stopped, until the leadership is over.
+/// Looks through the live jobs for those to be stopped, and for those that nobody can publish any more, until the leadership is over.
 pub(crate) async fn poll(lead: Arc<Lead>) {
     while !lead.over.is_cancelled() {
         lead.pause(lead.config.stop_poll).await;
@@ -112,6 +113,9 @@ pub(crate) async fn poll(lead: Arc<Lead>) {
             |job: Job| {
                 live.extend(job.live_attempt());
                 lead.stops.request(&lead, &job);
+                if let Some(attempt) = job.live_attempt().filter(|_| publish::is_forsaken(&lead, &job)) {
+                    lead.spawn(publish::give_up(lead.clone(), attempt));
+                }
             },
         );
         match listed.await {

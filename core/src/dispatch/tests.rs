@@ -311,6 +311,25 @@ async fn sections_follow_the_job() {
 }
 
 #[tokio::test]
+async fn a_granted_job_whose_bytes_are_lost_fails_and_one_that_is_not_granted_does_not() {
+    let world = World::new().await;
+    let (backend, now) = (&world.backend, world.now());
+    let job = world.submitted("clip.mov").await;
+    let attempt = world.assigned(job.id).await.attempt;
+    let gone = || failure(FailureClass::Infrastructure);
+    let early = sealed_bytes_lost(backend, attempt, gone(), now).await;
+    assert!(matches!(early, Err(ChangeError::Illegal { .. })), "{early:?}");
+    grant(backend, attempt, manifest(&job), counters(), now).await.unwrap();
+    let failed = sealed_bytes_lost(backend, attempt, gone(), now).await.unwrap();
+    assert_eq!(failed.state, JobState::Failed { failure: gone() });
+    let late = published(backend, attempt, None, now).await;
+    assert!(matches!(late, Err(ChangeError::Stale { .. })), "{late:?}");
+    let attempts = jobs::attempts(backend, world.account, job.id).await.unwrap();
+    assert_eq!(attempts[0].state, AttemptState::Ended(Ending::Failed(gone())));
+    world.check_histories().await;
+}
+
+#[tokio::test]
 async fn store_access_is_limited_to_the_jobs_locations() {
     let world = World::new().await;
     let job = world.submitted("clip.mov").await;

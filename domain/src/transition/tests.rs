@@ -12,19 +12,19 @@ use crate::fixture::{at, failure, instance_id, job, manifest, sealed};
 /// `last` beyond it; `early` is an assignment inside the pause after a failure; `due` and `not due` are before and
 /// after the deadline. `stopping` is `canceling` because of the total timeout.
 const TABLE: &str = "
-           hold release assign   early started  engine  grant      grant=  published again  last   interrupted cancel    stopped  queue-due queue-not total-due total-not
-held       =    queued  x        x     =        =       =          =       =         =      =      =           canceled  =        x         x         failed    =
-queued     held =       assigned x     =        =       =          =       =         =      =      =           canceled  =        expired   =         failed    =
-assigned   x    x       x        x     starting running finalizing finalizing x      queued failed queued      canceling x        x         x         stopping  =
-starting   x    x       x        x     =        running finalizing finalizing x      queued failed queued      canceling x        x         x         stopping  =
-running    x    x       x        x     =        =       finalizing finalizing x      queued failed queued      canceling x        x         x         stopping  =
-finalizing x    x       x        x     =        =       x          =       succeeded x      x      x           x         x        x         x         x         x
-canceling  x    x       x        x     x        x       x          x       x         canceled canceled canceled =        canceled x         x         =         =
-stopping   x    x       x        x     x        x       x          x       x         failed failed failed      =         failed   x         x         =         =
-succeeded  x    x       x        x     =        =       =          =       =         =      =      =           x         =        x         x         x         x
-failed     x    x       x        x     =        =       =          =       =         =      =      =           x         =        x         x         x         x
-canceled   x    x       x        x     =        =       =          =       =         =      =      =           =         =        x         x         =         x
-expired    x    x       x        x     =        =       =          =       =         =      =      =           x         =        =         =         x         x
+           hold release assign   early started  engine  grant      grant=  published bytes-lost again  last   interrupted cancel    stopped  queue-due queue-not total-due total-not
+held       =    queued  x        x     =        =       =          =       =         =          =      =      =           canceled  =        x         x         failed    =
+queued     held =       assigned x     =        =       =          =       =         =          =      =      =           canceled  =        expired   =         failed    =
+assigned   x    x       x        x     starting running finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =
+starting   x    x       x        x     =        running finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =
+running    x    x       x        x     =        =       finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =
+finalizing x    x       x        x     =        =       x          =       succeeded failed     x      x      x           x         x        x         x         x         x
+canceling  x    x       x        x     x        x       x          x       x         x          canceled canceled canceled =        canceled x         x         =         =
+stopping   x    x       x        x     x        x       x          x       x         x          failed failed failed      =         failed   x         x         =         =
+succeeded  x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        x         x         x         x
+failed     x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        x         x         x         x
+canceled   x    x       x        x     =        =       =          =       =         =          =      =      =           =         =        x         x         =         x
+expired    x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        =         =         x         x
 ";
 
 /// What a job of the table is worth at its limits.
@@ -110,6 +110,7 @@ fn event(column: &str, epoch: Epoch, class: FailureClass) -> (JobEvent, Timestam
         "grant" => (JobEvent::Grant { epoch, manifest: other_manifest() }, now),
         "grant=" => (JobEvent::Grant { epoch, manifest: manifest() }, now),
         "published" => (JobEvent::Published { epoch }, now),
+        "bytes-lost" => (JobEvent::SealedBytesLost { epoch, failure }, now),
         "again" | "last" => (JobEvent::AttemptFailed { epoch, failure }, now),
         "interrupted" => (JobEvent::Interrupted { epoch, failure }, now),
         "cancel" => (JobEvent::Cancel, now),
@@ -188,7 +189,17 @@ fn every_event_in_every_state() {
 
 #[test]
 fn another_epoch_is_always_stale() {
-    let with_epoch = ["started", "engine", "grant", "grant=", "published", "again", "interrupted", "stopped"];
+    let with_epoch = [
+        "started",
+        "engine",
+        "grant",
+        "grant=",
+        "published",
+        "bytes-lost",
+        "again",
+        "interrupted",
+        "stopped",
+    ];
     for (row, _) in rows() {
         for column in with_epoch {
             for epoch in [0, 1, 2, 4, u64::MAX] {
@@ -318,6 +329,7 @@ fn step() -> impl Strategy<Value = (&'static str, u64, bool, u64)> {
         "grant",
         "grant=",
         "published",
+        "bytes-lost",
         "again",
         "interrupted",
         "cancel",
@@ -326,7 +338,7 @@ fn step() -> impl Strategy<Value = (&'static str, u64, bool, u64)> {
         "total-due",
     ];
     // What makes a job live on is drawn more often than what ends it.
-    let weights = [1, 3, 9, 5, 5, 2, 2, 3, 4, 3, 1, 2, 1, 1];
+    let weights = [1, 3, 9, 5, 5, 2, 2, 3, 1, 4, 3, 1, 2, 1, 1];
     let column = proptest::sample::select(
         columns.iter().zip(weights).flat_map(|(column, weight)| vec![*column; weight]).collect::<Vec<_>>(),
     );
