@@ -204,6 +204,11 @@ pub(crate) fn instance_join(instance: InstanceId) -> Key {
     Key::new(format!("instance#{instance}"), "join")
 }
 
+/// That an instance was retired.
+pub(crate) fn instance_retired(instance: InstanceId) -> Key {
+    Key::new(format!("instance#{instance}"), "retired")
+}
+
 pub(crate) fn idempotency(account: AccountId, key: &str) -> Key {
     Key::new(format!("idem#{account}#{key}"), "request")
 }

@@ -122,7 +122,7 @@ async fn new_token(backend: &Backend, binding: Binding) -> Result<String, String
     match enrolment::create(backend, binding.clone(), process::now()).await {
         Ok(token) => Ok(token.to_string()),
         Err(EnrolmentError::Exists(instance)) => {
-            enrolment::retire(backend, instance).await.map_err(|problem| problem.to_string())?;
+            enrolment::withdraw(backend, instance).await.map_err(|problem| problem.to_string())?;
             enrolment::create(backend, binding, process::now())
                 .await
                 .map(|token| token.to_string())

@@ -100,6 +100,7 @@ impl Session {
                 "no common protocol version: this manager speaks {PROTOCOL_VERSION}, the agent {spoken:?}; upgrade the older one"
             )));
         }
+        self.in_service().await?;
         let profile = self.profile(&hello.profile_json)?;
         if hello.running.len() > MAX_RUNNING {
             return Err(self.invalid(&format!("a hello names at most {MAX_RUNNING} attempts")));
@@ -126,6 +127,21 @@ impl Session {
         };
         self.say(0, from_manager::Body::Welcome(welcome)).await?;
         Ok((profile, running))
+    }
+
+    /// A certificate outlives the instance it was given to.
+    async fn in_service(&self) -> Result<(), Status> {
+        match signing::in_service(&self.lead, self.instance).await {
+            Ok(()) => Ok(()),
+            Err(SigningError::Unavailable(error)) => {
+                warn!(instance = %self.instance, %error, "a hello cannot be answered: the records were not read");
+                Err(Status::unavailable("the records cannot be read just now; try again"))
+            }
+            Err(refused) => {
+                self.lead.metrics.refused(Refusal::NotYours);
+                Err(Status::permission_denied(refused.to_string()))
+            }
+        }
     }
 
     /// The job's row decides. Without it nothing is stopped: the agent tries again.
@@ -255,7 +271,7 @@ impl Session {
     }
 
     async fn sign_coordinator(&self, id: u64, sign: &SignCoordinator) -> Result<(), Status> {
-        let result = signing::coordinator_again(&self.lead, self.instance, &sign.request_der);
+        let result = signing::coordinator_again(&self.lead, self.instance, &sign.request_der).await;
         if let Ok(signed) = &result {
             self.certificate.renewed(signed.not_after);
         }
