@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Longest line.
 const LINE_BYTES: u64 = 256 * 1024;
@@ -68,6 +69,8 @@ pub struct WorkerEnd {
     pub incoming: mpsc::Receiver<ToWorker>,
     /// What the worker says.
     pub outgoing: mpsc::Sender<FromWorker>,
+    /// Serves the socket; ends with this end.
+    pub(crate) _task: Option<AbortOnDropHandle<()>>,
 }
 
 /// The coordinator's end. Its `incoming` ends when the worker is gone.
@@ -77,6 +80,8 @@ pub struct CoordinatorEnd {
     pub incoming: mpsc::Receiver<FromWorker>,
     /// What the coordinator says.
     pub outgoing: mpsc::Sender<ToWorker>,
+    /// Relays over the socket; ends with this end.
+    pub(crate) _task: Option<AbortOnDropHandle<()>>,
 }
 
 /// Why there is no connection to a worker.
@@ -95,8 +100,8 @@ pub fn pair() -> (CoordinatorEnd, WorkerEnd) {
     let (to_worker, worker_incoming) = mpsc::channel(QUEUE);
     let (to_coordinator, coordinator_incoming) = mpsc::channel(QUEUE);
     (
-        CoordinatorEnd { incoming: coordinator_incoming, outgoing: to_worker },
-        WorkerEnd { incoming: worker_incoming, outgoing: to_coordinator },
+        CoordinatorEnd { incoming: coordinator_incoming, outgoing: to_worker, _task: None },
+        WorkerEnd { incoming: worker_incoming, outgoing: to_coordinator, _task: None },
     )
 }
 
@@ -113,9 +118,8 @@ pub fn listen(socket: &Path, attempt: AttemptId) -> io::Result<WorkerEnd> {
     let listener = UnixListener::bind(short)?;
     let (to_worker, incoming) = mpsc::channel(QUEUE);
     let (outgoing, from_worker) = mpsc::channel(QUEUE);
-    // Ends when the worker drops its end.
-    tokio::spawn(serve(listener, attempt, to_worker, from_worker));
-    Ok(WorkerEnd { incoming, outgoing })
+    let task = AbortOnDropHandle::new(tokio::spawn(serve(listener, attempt, to_worker, from_worker)));
+    Ok(WorkerEnd { incoming, outgoing, _task: Some(task) })
 }
 
 /// The same socket by a path of a few characters, good while the folder is held: addresses of sockets end after 107
@@ -201,9 +205,8 @@ pub async fn connect(socket: &Path, attempt: AttemptId) -> Result<(CoordinatorEn
         other => return Err(ControlError::Stranger(format!("one who begins with {other:?}"))),
     }
     let (end, worker) = pair();
-    // Ends with the connection or with the coordinator's end.
-    tokio::spawn(relay(reader, writer, worker));
-    Ok((end, pid))
+    let task = AbortOnDropHandle::new(tokio::spawn(relay(reader, writer, worker)));
+    Ok((CoordinatorEnd { _task: Some(task), ..end }, pid))
 }
 
 async fn relay(mut reader: Lines, mut writer: OwnedWriteHalf, mut worker: WorkerEnd) {

@@ -8,25 +8,23 @@ mod aftermath;
 mod assign;
 mod desk;
 mod enrol;
+mod orders;
 mod outputs;
 mod recovery;
 mod session;
 mod supervisor;
 
-use std::any::Any;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use rustix::fs::FlockOperation;
 use telecine_domain::id::InstanceId;
 use telecine_proto::net::Network;
+use telecine_proto::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::AgentConfig;
@@ -174,50 +172,6 @@ async fn watch_health(desk: Arc<Desk>) {
     }
 }
 
-/// The coordinator's tasks: all of them end with it, whatever they do. What they leave undone is found again by the
-/// next coordinator. One that panics ends the coordinator: without it the agent would live on and do nothing.
-#[derive(Clone, Debug, Default)]
-struct Tasks {
-    tracker: TaskTracker,
-    stop: CancellationToken,
-    panic: Arc<OnceLock<String>>,
-    panicked: CancellationToken,
-}
-
-impl Tasks {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let (stop, panic, panicked) = (self.stop.clone(), self.panic.clone(), self.panicked.clone());
-        self.tracker.spawn(async move {
-            // Nothing that a panic may have left half done is used again: the coordinator ends.
-            let task = AssertUnwindSafe(task).catch_unwind();
-            // `None`: it was ended.
-            if let Some(Err(payload)) = stop.run_until_cancelled_owned(task).await {
-                panic.get_or_init(|| words(payload.as_ref()));
-                panicked.cancel();
-            }
-        });
-    }
-
-    /// Waits until a task has panicked; answers with what.
-    async fn panicked(&self) -> String {
-        self.panicked.cancelled().await;
-        self.panic.get().cloned().unwrap_or_default()
-    }
-
-    async fn end(&self) {
-        self.stop.cancel();
-        self.tracker.close();
-        self.tracker.wait().await;
-    }
-}
-
-/// What a panic said.
-fn words(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no words").to_owned()
-}
-
 fn data_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CoordinatorError {
     let path = path.to_owned();
     move |source| CoordinatorError::Data { action, path, source }
@@ -299,24 +253,6 @@ fn instance_id(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_panic_is_noticed_and_everything_else_ends() {
-        let tasks = Tasks::default();
-        let still_there = Arc::new(());
-        let held = still_there.clone();
-        tasks.spawn(async move {
-            std::future::pending::<()>().await;
-            drop(held);
-        });
-        tasks.spawn(async {});
-        let quiet = tokio::time::timeout(Duration::from_millis(20), tasks.panicked()).await;
-        assert!(quiet.is_err(), "an end without a panic is none");
-        tasks.spawn(async { panic!("attempt {}", 7) });
-        assert_eq!(tasks.panicked().await, "attempt 7");
-        tasks.end().await;
-        assert_eq!(Arc::strong_count(&still_there), 1);
-    }
 
     #[test]
     fn a_folder_has_one_agent_and_one_instance() {

@@ -10,9 +10,9 @@ use rustix::process::DumpableBehavior;
 use telecine_domain::engine::Launch;
 use telecine_domain::instance::RuntimeKind;
 use telecine_proto::net::TcpNetwork;
+use telecine_proto::tasks::Tasks;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::clock::Clock;
@@ -87,11 +87,10 @@ pub fn agent_main(config: AgentConfig) -> Result<(), EntryError> {
 
 async fn run_agent(config: AgentConfig) -> Result<(), EntryError> {
     let shutdown = Shutdown::default();
-    let stop = CancellationToken::new();
-    let _end = stop.clone().drop_guard();
-    tokio::spawn(take_signals(shutdown.clone()));
+    let tasks = Tasks::default();
+    tasks.spawn(take_signals(shutdown.clone()));
     if let Some(address) = config.metrics_listen {
-        metrics_endpoint::serve(address, stop).await?;
+        tasks.spawn(metrics_endpoint::open(address).await?);
     }
     let (runtimes, docker_version) = find_runtimes(&config).await;
     let launcher = ProcessLauncher {
@@ -105,8 +104,12 @@ async fn run_agent(config: AgentConfig) -> Result<(), EntryError> {
         launcher: Arc::new(launcher),
         clock: Clock::default(),
     };
-    coordinator::run(config, parts, shutdown).await?;
-    Ok(())
+    let ended = tokio::select! {
+        ended = coordinator::run(config, parts, shutdown) => ended,
+        words = tasks.panicked() => Err(CoordinatorError::Panicked(words)),
+    };
+    tasks.end().await;
+    Ok(ended?)
 }
 
 async fn take_signals(shutdown: Shutdown) {
@@ -182,6 +185,7 @@ pub fn worker_main(attempt_folder: &Path) -> Result<(), EntryError> {
     let assignment = folder.assignment().map_err(WorkerError::Folder)?;
     let assignment = assignment.ok_or_else(|| WorkerError::Unassigned(folder.name()))?;
     init_logging(if assignment.surroundings.json_logs { LogFormat::Json } else { LogFormat::Text });
+    end_on_panic();
     let device = assignment.mounted.then(take_device).transpose()?;
     let runtime = worker_runtime(&assignment).map_err(system("no runtime"))?;
     let result = runtime.block_on(async {
@@ -201,6 +205,16 @@ pub fn worker_main(attempt_folder: &Path) -> Result<(), EntryError> {
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// A panic in any task ends the process: a worker that lives on with a part missing would hold its instance's resources
+/// until its lease ends. Its coordinator sees to the rest.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// Without a mount nothing here needs a second thread.

@@ -6,7 +6,6 @@ use axum::Router;
 use axum::routing::get;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 /// Why there are no metrics.
 #[derive(Debug, thiserror::Error)]
@@ -24,20 +23,17 @@ pub enum MetricsError {
     },
 }
 
-/// Serves `/metrics` and `/healthz` at `address` until `stop`.
-pub(crate) async fn serve(address: SocketAddr, stop: CancellationToken) -> Result<(), MetricsError> {
+/// Listens at `address`; what is returned serves `/metrics` and `/healthz` there until it is dropped.
+pub(crate) async fn open(address: SocketAddr) -> Result<impl Future<Output = ()> + Send, MetricsError> {
     let handle = PrometheusBuilder::new().install_recorder()?;
     let listener =
         TcpListener::bind(address).await.map_err(|source| MetricsError::Listen { address, source })?;
     tracing::info!(%address, "metrics are served");
-    tokio::spawn(async move {
-        let served =
-            axum::serve(listener, router(handle)).with_graceful_shutdown(stop.cancelled_owned()).await;
-        if let Err(error) = served {
+    Ok(async move {
+        if let Err(error) = axum::serve(listener, router(handle)).await {
             tracing::error!(%error, "metrics are served no more");
         }
-    });
-    Ok(())
+    })
 }
 
 fn router(handle: PrometheusHandle) -> Router {

@@ -122,7 +122,7 @@ pub(super) async fn settle_journals(desk: Arc<Desk>) {
     loop {
         tokio::time::sleep(JOURNALS_PERIOD).await;
         for attempt in waiting_journals(&desk) {
-            if desk.commands(&attempt).is_none() {
+            if !desk.is_here(&attempt) {
                 report(&desk, attempt, failure::worker_died()).await;
             }
         }

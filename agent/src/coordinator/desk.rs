@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::{InstanceId, Term};
@@ -11,8 +10,10 @@ use telecine_domain::instance::InstanceProfile;
 use telecine_domain::resources::Resources;
 use telecine_proto::calls::Caller;
 use telecine_proto::coordinator::v1::{FromCoordinator, FromManager};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
+use super::orders::{Order, Orders, OrdersTaken, orders};
 use super::{CoordinatorError, CoordinatorParts, data_error, enrol, pulls_folder};
 use crate::clock::Clock;
 use crate::config::{AgentConfig, LogFormat};
@@ -25,32 +26,20 @@ use crate::runtime::Runtimes;
 
 pub(super) type ManagerCaller = Caller<FromCoordinator, FromManager>;
 
-/// What a supervisor is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Command {
-    /// SIGTERM, wait, SIGKILL.
-    Stop {
-        /// The wait.
-        grace: Duration,
-        /// For the log.
-        reason: String,
-    },
-    /// The epoch is closed.
-    Fence {
-        /// For the log.
-        reason: String,
-    },
-}
-
 /// An attempt that is here.
 struct Entry {
     resources: Resources,
-    commands: mpsc::Sender<Command>,
+    orders: Orders,
 }
 
 struct State {
     ledger: Ledger,
     attempts: BTreeMap<AttemptId, Entry>,
+    /// Assignments that wait for room, each with what gives it up.
+    expected: BTreeMap<(AttemptId, u64), CancellationToken>,
+    next_expected: u64,
+    /// Somebody was told what is free: what becomes free now is told, too.
+    refused: bool,
     facts: Option<Facts>,
     verdict: Verdict,
     images: BTreeSet<String>,
@@ -95,6 +84,9 @@ impl Desk {
         let state = State {
             ledger: Ledger::new(capacity, gpus),
             attempts: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            next_expected: 0,
+            refused: false,
             facts: None,
             verdict: Verdict::default(),
             images: BTreeSet::new(),
@@ -136,58 +128,95 @@ impl Desk {
         &self,
         attempt: AttemptId,
         resources: Resources,
-    ) -> Result<Option<(Holding, mpsc::Receiver<Command>)>, Shortage> {
+    ) -> Result<Option<(Holding, OrdersTaken)>, Shortage> {
         let mut state = self.state();
         if state.attempts.contains_key(&attempt) {
             return Ok(None);
         }
         let holding = state.ledger.grant(attempt, resources)?;
-        let (commands, receiver) = mpsc::channel(8);
-        state.attempts.insert(attempt, Entry { resources, commands });
+        let (orders, taken) = orders();
+        state.attempts.insert(attempt, Entry { resources, orders });
         metrics::gauge!("telecine_agent_attempts").set(count(&state));
         drop(state);
         self.changed.send_modify(|count| *count += 1);
-        Ok(Some((holding, receiver)))
+        Ok(Some((holding, taken)))
     }
 
     /// Enters an attempt of a former coordinator.
-    pub(super) fn restore(&self, assignment: &Assignment) -> mpsc::Receiver<Command> {
-        let (commands, receiver) = mpsc::channel(8);
+    pub(super) fn restore(&self, assignment: &Assignment) -> OrdersTaken {
+        let (orders, taken) = orders();
         let mut state = self.state();
         let holding = Holding { resources: assignment.resources, gpus: assignment.gpus.clone() };
         state.ledger.restore(assignment.attempt, holding);
-        state.attempts.insert(assignment.attempt, Entry { resources: assignment.resources, commands });
-        receiver
+        state.attempts.insert(assignment.attempt, Entry { resources: assignment.resources, orders });
+        taken
+    }
+
+    /// An assignment begins to wait for room, until what this gives is dropped.
+    pub(super) fn expect(&self, attempt: AttemptId) -> Expected<'_> {
+        let given_up = CancellationToken::new();
+        let mut state = self.state();
+        state.next_expected += 1;
+        let key = (attempt, state.next_expected);
+        state.expected.insert(key, given_up.clone());
+        drop(state);
+        Expected { desk: self, key, given_up }
+    }
+
+    /// There is no room for an assignment: gives what is free. When more is, a profile tells.
+    pub(super) fn refuse(&self) -> Resources {
+        let mut state = self.state();
+        state.refused = true;
+        let takes_work = !state.draining && state.verdict.problems.is_empty();
+        if takes_work { state.ledger.free() } else { Resources::ZERO }
     }
 
     /// Nothing of the attempt runs any more: what it held is free again.
     pub(super) fn release(&self, attempt: &AttemptId) {
-        self.state().ledger.release(attempt);
+        let mut state = self.state();
+        state.ledger.release(attempt);
+        let is_news = std::mem::take(&mut state.refused);
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        if is_news {
+            self.profile_news.notify_one();
+        }
     }
 
     /// The attempt is over and the manager knows how.
     pub(super) fn forget(&self, attempt: &AttemptId) {
         let mut state = self.state();
-        state.ledger.release(attempt);
         state.attempts.remove(attempt);
         metrics::gauge!("telecine_agent_attempts").set(count(&state));
         drop(state);
-        self.changed.send_modify(|count| *count += 1);
+        self.release(attempt);
     }
 
     pub(super) fn running(&self) -> Vec<(AttemptId, Resources)> {
         self.state().attempts.iter().map(|(id, entry)| (*id, entry.resources)).collect()
     }
 
-    pub(super) fn commands(&self, attempt: &AttemptId) -> Option<mpsc::Sender<Command>> {
-        self.state().attempts.get(attempt).map(|entry| entry.commands.clone())
+    pub(super) fn is_here(&self, attempt: &AttemptId) -> bool {
+        self.state().attempts.contains_key(attempt)
     }
 
-    /// Attempts of the same job under older epochs.
-    pub(super) fn older(&self, attempt: &AttemptId) -> Vec<mpsc::Sender<Command>> {
+    /// Gives an order to an attempt, also to one that still waits for room; nothing happens when it is neither.
+    pub(super) fn order(&self, attempt: &AttemptId, order: Order) {
         let state = self.state();
-        let older = state.attempts.iter().filter(|(id, _)| id.job == attempt.job && id.epoch < attempt.epoch);
-        older.map(|(_, entry)| entry.commands.clone()).collect()
+        if let Some(entry) = state.attempts.get(attempt) {
+            entry.orders.give(order);
+        }
+        let waiting = state.expected.range((*attempt, 0)..=(*attempt, u64::MAX));
+        waiting.for_each(|(_, given_up)| given_up.cancel());
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Attempts of the same job under older epochs, here or waiting for room.
+    pub(super) fn older(&self, attempt: &AttemptId) -> Vec<AttemptId> {
+        let state = self.state();
+        let known = state.attempts.keys().chain(state.expected.keys().map(|(id, _)| id));
+        known.filter(|id| id.job == attempt.job && id.epoch < attempt.epoch).copied().collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -200,7 +229,12 @@ impl Desk {
 
     /// Waits until the attempt is over and cleaned up here; at once when it never was here.
     pub(super) async fn until_gone(&self, attempt: &AttemptId) {
-        self.until(|desk| desk.commands(attempt).is_none()).await;
+        self.until(|desk| !desk.is_here(attempt)).await;
+    }
+
+    /// Rings when an attempt came or went, or was told something.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     async fn until(&self, reached: impl Fn(&Self) -> bool) {
@@ -266,6 +300,7 @@ impl Desk {
 
     pub(super) fn drain(&self) {
         self.state().draining = true;
+        self.changed.send_modify(|count| *count += 1);
         self.profile_news.notify_one();
     }
 
@@ -317,6 +352,26 @@ impl Desk {
             state.term = term;
         }
         term == state.term
+    }
+}
+
+/// An assignment that waits for room.
+pub(super) struct Expected<'a> {
+    desk: &'a Desk,
+    key: (AttemptId, u64),
+    given_up: CancellationToken,
+}
+
+impl Expected<'_> {
+    /// Whether its attempt was told to stop meanwhile.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.is_cancelled()
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.desk.state().expected.remove(&self.key);
     }
 }
 

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::{Failure, FailureClass};
@@ -15,13 +14,13 @@ use telecine_proto::convert;
 use telecine_proto::coordinator::v1::{CloseEpoch, Done, Publish, PublishReply};
 
 use super::aftermath::journal_of;
-use super::desk::{Command, Desk};
+use super::desk::Desk;
+use super::orders::Order;
+use super::supervisor::CLOSE_PATIENCE;
 use crate::failure::infrastructure;
 use crate::folder::AttemptFolder;
 use crate::worker::outputs::{Backings, open, sealed_file};
 
-/// How long a closing waits for the end of its attempt.
-const STOP_PATIENCE: Duration = Duration::from_secs(50);
 /// Code of the refusal to publish when nothing is left to do but some sealed bytes are gone; the manager judges.
 const BYTES_GONE: &str = "sealed_bytes_gone";
 const HIDDEN: &str = ".telecine-upload-";
@@ -102,10 +101,10 @@ pub(super) async fn close_epoch(desk: &Arc<Desk>, asked: CloseEpoch) -> Done {
 
 async fn try_close(desk: &Desk, asked: CloseEpoch) -> Result<(), String> {
     let attempt = convert::attempt_id(asked.id).map_err(|error| error.to_string())?;
-    if let Some(commands) = desk.commands(&attempt) {
-        let _ = commands.try_send(Command::Fence { reason: "the epoch was closed".to_owned() });
+    desk.order(&attempt, Order::Fence { reason: "the epoch was closed".to_owned() });
+    if desk.is_here(&attempt) {
         // Its journal is whole only when its worker is dead; often the manager asks while that is being cleaned up.
-        let gone = tokio::time::timeout(STOP_PATIENCE, desk.until_gone(&attempt)).await;
+        let gone = tokio::time::timeout(CLOSE_PATIENCE, desk.until_gone(&attempt)).await;
         gone.map_err(|_| "the attempt is still being stopped here; ask again".to_owned())?;
     }
     let spec = convert::spec(&asked.spec_json).map_err(|error| error.to_string())?;

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::Tasks;
+use telecine_proto::tasks::Tasks;
+
 use super::assign::describe;
 use super::desk::Desk;
 use super::supervisor::{self, Origin};
@@ -41,8 +42,8 @@ fn take_over(desk: &Arc<Desk>, tasks: &Tasks, folder: AttemptFolder, assignment:
     };
     let alive = matches!(origin, Origin::Alive);
     tracing::info!(attempt = %assignment.attempt, alive, "an attempt of a former agent is found");
-    let commands = desk.restore(&assignment);
-    tasks.spawn(supervisor::supervise(desk.clone(), folder, assignment, origin, commands));
+    let orders = desk.restore(&assignment);
+    tasks.spawn(supervisor::supervise(desk.clone(), folder, assignment, origin, orders));
 }
 
 fn discard(folder: &AttemptFolder, why: &str) {

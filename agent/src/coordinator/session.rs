@@ -16,12 +16,14 @@ use telecine_proto::coordinator::v1::{
     Welcome, from_coordinator, from_manager,
 };
 use telecine_proto::dial::{DialError, Dialer};
+use telecine_proto::tasks::Tasks;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::desk::{Command, Desk, ManagerCaller};
+use super::desk::{Desk, ManagerCaller};
 use super::enrol::{self, EnrolError};
-use super::{Tasks, assign, outputs};
+use super::orders::Order;
+use super::{assign, outputs};
 
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -157,10 +159,7 @@ impl Session<'_> {
         self.desk.learn_managers(welcome.managers);
         for verdict in welcome.verdicts.into_iter().filter(|verdict| !verdict.keep) {
             let Ok(attempt) = convert::attempt_id(verdict.id) else { continue };
-            if let Some(commands) = self.desk.commands(&attempt) {
-                let _ =
-                    commands.try_send(Command::Fence { reason: "the manager closed the epoch".to_owned() });
-            }
+            self.desk.order(&attempt, Order::Fence { reason: "the manager closed the epoch".to_owned() });
         }
     }
 
@@ -215,7 +214,7 @@ async fn answer(desk: &Arc<Desk>, tasks: &Tasks, body: from_manager::Body) -> Op
         from_manager::Body::Assign(asked) => {
             from_coordinator::Body::AssignReply(assign::assign(desk, tasks, asked).await)
         }
-        from_manager::Body::StopAttempt(asked) => from_coordinator::Body::Done(stop(desk, asked).await),
+        from_manager::Body::StopAttempt(asked) => from_coordinator::Body::Done(stop(desk, asked)),
         from_manager::Body::Drain(asked) => {
             tracing::info!(cordon = asked.cordon, reason = %asked.reason, "the manager asks to drain");
             desk.drain();
@@ -231,15 +230,13 @@ async fn answer(desk: &Arc<Desk>, tasks: &Tasks, body: from_manager::Body) -> Op
     })
 }
 
-async fn stop(desk: &Desk, asked: StopAttempt) -> Done {
+fn stop(desk: &Desk, asked: StopAttempt) -> Done {
     let attempt = match convert::attempt_id(asked.id) {
         Ok(attempt) => attempt,
         Err(error) => return Done { problem: error.to_string() },
     };
     // One that is not here is stopped.
-    if let Some(commands) = desk.commands(&attempt) {
-        let grace = Duration::from_millis(asked.grace_millis.into());
-        let _ = commands.try_send(Command::Stop { grace, reason: asked.reason });
-    }
+    let grace = Duration::from_millis(asked.grace_millis.into());
+    desk.order(&attempt, Order::Stop { grace, reason: asked.reason });
     Done::default()
 }

@@ -7,14 +7,15 @@ use std::time::Duration;
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::Failure;
 use telecine_proto::coordinator::v1::{SignWorker, from_coordinator, from_manager};
-use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::aftermath;
 use super::assign::describe;
-use super::desk::{Command, Desk};
+use super::desk::Desk;
+use super::orders::{Order, OrdersTaken};
 use super::session::message;
-use crate::control::{FromWorker, ToWorker};
+use crate::control::{CoordinatorEnd, FromWorker, ToWorker};
 use crate::failure::infrastructure;
 use crate::folder::{Assignment, AttemptFolder};
 use crate::launcher::LiveWorker;
@@ -47,12 +48,12 @@ pub(super) async fn supervise(
     folder: AttemptFolder,
     assignment: Assignment,
     origin: Origin,
-    mut commands: mpsc::Receiver<Command>,
+    mut orders: OrdersTaken,
 ) {
     let attempt = assignment.attempt;
     let failure = match begin(&desk, &folder, &assignment, origin).await {
         Ok(Some(worker)) => {
-            watch(&desk, attempt, worker, &mut commands).await;
+            watch(&desk, attempt, worker, &mut orders).await;
             None
         }
         Ok(None) => None,
@@ -84,42 +85,57 @@ async fn begin(
 }
 
 /// Until the worker is dead.
-async fn watch(
-    desk: &Arc<Desk>,
-    attempt: AttemptId,
-    worker: LiveWorker,
-    commands: &mut mpsc::Receiver<Command>,
-) {
-    let LiveWorker { mut control, mut gone, kill } = worker;
+async fn watch(desk: &Arc<Desk>, attempt: AttemptId, worker: LiveWorker, orders: &mut OrdersTaken) {
+    let LiveWorker { control, mut gone, kill } = worker;
+    // The relay (`_task`) carries what is said until the worker is dead.
+    let CoordinatorEnd { mut incoming, outgoing, _task } = control;
+    // Ends with this function.
+    let mut relays = JoinSet::new();
     let mut listening = true;
+    // Kept until the worker's end takes it, however long that is.
+    let mut unsaid: Option<ToWorker> = None;
     let mut deadline: Option<Instant> = None;
     loop {
         tokio::select! {
             () = &mut gone => return,
-            said = control.incoming.recv(), if listening => match said {
+            said = incoming.recv(), if listening => match said {
                 Some(FromWorker::Sign(request)) => {
-                    let (desk, answers) = (desk.clone(), control.outgoing.clone());
-                    tokio::spawn(async move {
-                        let answer = sign(&desk, attempt, &request).await;
-                        let _ = answers.send(answer).await;
+                    let (desk, answers) = (desk.clone(), outgoing.clone());
+                    relays.spawn(async move {
+                        // A worker that is gone needs no certificate.
+                        let _gone = answers.send(sign(&desk, attempt, &request).await).await;
                     });
                 }
                 Some(FromWorker::Attached(_)) => {}
                 None => listening = false,
             },
-            Some(command) = commands.recv() => {
-                let (message, patience) = translate(command);
-                tracing::info!(%attempt, ?message, "told to the worker");
-                let _ = control.outgoing.try_send(message);
+            Some(ended) = relays.join_next() => pass_on_panic(ended),
+            order = orders.next() => {
+                let (message, patience) = translate(order);
+                tracing::info!(%attempt, ?message, "the worker is told");
+                unsaid = Some(message);
                 let latest = Instant::now() + patience;
                 deadline = Some(deadline.map_or(latest, |earlier| earlier.min(latest)));
             }
+            // A worker that cannot be told any more is killed at the deadline.
+            room = outgoing.reserve(), if unsaid.is_some() => if let (Some(message), Ok(room)) = (unsaid.take(), room) {
+                room.send(message);
+            },
             () = until(deadline) => {
                 tracing::warn!(%attempt, "the worker does not stop; it is killed");
                 kill();
                 deadline = None;
             }
         }
+    }
+}
+
+/// A panic of a task of ours is ours.
+fn pass_on_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
     }
 }
 
@@ -130,13 +146,13 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-fn translate(command: Command) -> (ToWorker, Duration) {
-    match command {
-        Command::Stop { grace, reason } => {
+fn translate(order: Order) -> (ToWorker, Duration) {
+    match order {
+        Order::Stop { grace, reason } => {
             let grace_millis = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
             (ToWorker::Stop { grace_millis, reason }, grace + STOP_PATIENCE)
         }
-        Command::Fence { reason } => (ToWorker::Fence { reason }, FENCE_PATIENCE),
+        Order::Fence { reason } => (ToWorker::Fence { reason }, FENCE_PATIENCE),
     }
 }
 
@@ -151,7 +167,7 @@ async fn sign(desk: &Desk, attempt: AttemptId, request: &str) -> ToWorker {
             ToWorker::Certificate(signed.chain_der.iter().map(hex::encode).collect())
         }
         from_manager::Body::Refused(refused) => {
-            let stale = matches!(refused.code.as_str(), "stale" | "not_yours");
+            let stale = matches!(refused.code.as_str(), "stale" | "not_yours" | "retired");
             ToWorker::Refused { stale, message: format!("{}: {}", refused.code, refused.message) }
         }
         _ => ToWorker::Refused { stale: false, message: "the manager's answer is no certificate".to_owned() },
@@ -188,9 +204,9 @@ mod tests {
 
     #[test]
     fn a_fence_is_over_before_the_closing_of_the_epoch_gives_up() {
-        let (_, fenced) = translate(Command::Fence { reason: String::new() });
+        let (_, fenced) = translate(Order::Fence { reason: String::new() });
         assert!(fenced >= Duration::from_secs(10) && fenced + CLEAN_UP_ROOM <= CLOSE_PATIENCE, "{fenced:?}");
-        let (_, stopped) = translate(Command::Stop { grace: Duration::from_secs(7), reason: String::new() });
+        let (_, stopped) = translate(Order::Stop { grace: Duration::from_secs(7), reason: String::new() });
         assert_eq!(stopped, Duration::from_secs(7) + STOP_PATIENCE);
     }
 }

@@ -116,18 +116,27 @@ impl Stage {
     }
 
     async fn assign(&self, attempt: AttemptId, spec: &Value) -> AssignReply {
+        self.assign_within(attempt, spec, 60_000).await
+    }
+
+    async fn assign_within(&self, attempt: AttemptId, spec: &Value, lease_millis: u32) -> AssignReply {
         let resources = Resources { cpu_milli: 600, memory_bytes: 64 << 20, ..Resources::ZERO };
         let assign = Assign {
             id: Some(attempt.into()),
             account_id: AccountId::PLATFORM.to_string(),
             spec_json: spec.to_string().into_bytes(),
             resources: Some(resources.into()),
-            lease_millis: 60_000,
+            lease_millis,
         };
         match self.call(from_manager::Body::Assign(assign)).await {
             from_coordinator::Body::AssignReply(reply) => reply,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// How often the manager was told what the instance is, beyond the hello.
+    fn profiles_told(&self) -> usize {
+        self.manager.book.events().iter().filter(|event| event.starts_with("profile")).count()
     }
 
     fn attempts(&self) -> Vec<String> {
@@ -227,18 +236,37 @@ async fn an_assignment_is_run_reported_and_cleaned_up() {
         stage.assign(first, &shell("echo hello; sleep 1")).await.accepted,
         "a second time is the first time"
     );
-    let refused = stage.assign(attempt(), &shell("exit 0")).await;
-    assert!(!refused.accepted);
-    let failure = refused.failure.unwrap();
-    assert_eq!(failure.code, "not_enough_free", "{failure:?}");
-    stage.manager.book.until("published").await;
-    stage.until_clean().await;
-    assert_eq!(stage.manager.book.log_text(), "hello\n");
     let published = |events: Vec<String>| events.iter().filter(|event| *event == "published").count();
-    assert_eq!(published(stage.manager.book.events()), 1);
+    assert!(stage.assign(attempt(), &shell("exit 0")).await.accepted, "it waits for room");
+    assert_eq!(published(stage.manager.book.events()), 1, "and gets it when the first is gone");
+    assert_eq!(stage.manager.book.log_text(), "hello\n");
     assert!(!stage.manager.book.events().iter().any(|event| event.starts_with("worker gone")));
-    assert!(stage.assign(attempt(), &shell("exit 0")).await.accepted, "what was held is free again");
     eventually("the second is published", || published(stage.manager.book.events()) == 2).await;
+    stage.until_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_room_is_refused_with_what_is_free_and_what_is_stopped_meanwhile_never_begins() {
+    let stage = Stage::new(None).await;
+    let (first, stopped, short) = (attempt(), attempt(), attempt());
+    assert!(stage.assign(first, &shell("sleep 60")).await.accepted);
+    let stop = StopAttempt { id: Some(stopped.into()), grace_millis: 0, reason: "canceled".into() };
+    let nothing = shell("exit 0");
+    let waiting = stage.assign(stopped, &nothing);
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stage.call(from_manager::Body::StopAttempt(stop)).await
+    };
+    let (reply, _) = tokio::join!(waiting, stopping);
+    assert_eq!((reply.accepted, reply.failure.unwrap().code.as_str()), (false, "stopped"));
+    assert_eq!(reply.free, None, "that says nothing of the room here");
+    let refused = stage.assign_within(short, &shell("exit 0"), 1_500).await;
+    assert_eq!((refused.accepted, refused.failure.unwrap().code.as_str()), (false, "not_enough_free"));
+    assert_eq!(refused.free.unwrap().cpu_milli, 400);
+    let profiles = stage.profiles_told();
+    let end = StopAttempt { id: Some(first.into()), grace_millis: 0, reason: "make room".into() };
+    stage.call(from_manager::Body::StopAttempt(end)).await;
+    eventually("what is free is told", || stage.profiles_told() > profiles).await;
     stage.until_clean().await;
 }
 
@@ -309,8 +337,8 @@ async fn a_restarted_coordinator_finds_its_workers() {
     assert_eq!(hellos[1].running.len(), 1);
     assert_eq!(hellos[1].running[0].id, Some(id.into()));
     assert_eq!(hellos[1].running[0].resources.unwrap().cpu_milli, 600);
-    assert!(!stage.assign(attempt(), &shell("exit 0")).await.accepted, "what runs is counted");
-    stage.manager.book.until("published").await;
+    assert!(stage.assign(attempt(), &shell("exit 0")).await.accepted, "what runs is counted and waited for");
+    assert!(stage.manager.book.events().iter().any(|event| event == "published"));
     assert_eq!(stage.manager.book.log_text(), "survived\n");
     stage.until_clean().await;
     assert!(!stage.manager.book.events().iter().any(|event| event.starts_with("worker gone")));

@@ -10,6 +10,7 @@ use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::id::{InstanceId, JobId};
 use telecine_domain::job::{Job, JobState};
 use telecine_domain::region::RegionEvent;
+use telecine_domain::resources::Resources;
 use telecine_proto::convert;
 use telecine_proto::coordinator::v1::{Assign, AssignReply, StopAttempt, from_coordinator, from_manager};
 use tokio::time::Instant;
@@ -18,7 +19,9 @@ use tracing::{info, warn};
 use crate::lead::Lead;
 use crate::publish;
 
-/// Longest wait for a coordinator to take an attempt.
+/// Longest wait for a coordinator to take an attempt: it may be putting away the one before for 10 s.
+const TAKING: Duration = Duration::from_secs(20);
+/// Longest wait for a coordinator to say that it stops an attempt.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Records an assignment, then sends it.
@@ -70,8 +73,15 @@ async fn send(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceId
         // Its worker is here, whatever became of the answer.
         return;
     }
-    lead.metrics.assigned("refused");
+    lead.metrics.assigned(if matches!(refusal, Refusal::NoRoom { .. }) { "no_room" } else { "refused" });
     match refusal {
+        Refusal::NoRoom { failure, free } => {
+            info!(%attempt, %instance, %free, problem = failure.message, "an instance has no room; its job waits on");
+            // First, so that the job does not come back to the instance at once.
+            lead.tell(RegionEvent::InstanceRefused { instance, attempt: *attempt, free }).await;
+            let record = || dispatch::interrupted(&lead.backend, *attempt, failure.clone(), None, lead.now());
+            lead.persist(*attempt, record).await;
+        }
         Refusal::NeverBegan(failure) => {
             warn!(%attempt, %instance, problem = failure.message, "an assignment was refused");
             let record = || dispatch::failed(&lead.backend, *attempt, failure.clone(), None, lead.now());
@@ -86,6 +96,12 @@ async fn send(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceId
 
 /// Why an attempt is not with its coordinator.
 enum Refusal {
+    /// The instance has no room for it, or takes no work: that is nobody's failure.
+    NoRoom {
+        failure: Failure,
+        /// What is free there.
+        free: Resources,
+    },
     /// It said so, or was never asked: there is nothing to take away.
     NeverBegan(Failure),
     /// Nobody knows whether it began.
@@ -98,7 +114,8 @@ async fn offer(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceI
     let infrastructure = |code, message| Failure::new(FailureClass::Infrastructure, code, message);
     let Some(coordinator) = lead.registry.coordinators.caller(instance) else {
         let message = format!("instance {instance} went away before it could be told");
-        return Err(Refusal::NeverBegan(infrastructure("instance_gone", message)));
+        let failure = infrastructure("instance_gone", message);
+        return Err(Refusal::NoRoom { failure, free: Resources::ZERO });
     };
     let message = Assign {
         id: Some((*attempt).into()),
@@ -107,13 +124,16 @@ async fn offer(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceI
         resources: Some(job.spec.resources.into()),
         lease_millis: u32::try_from(lead.config.lease.as_millis()).unwrap_or(u32::MAX),
     };
-    match coordinator.call(from_manager::Body::Assign(message), ANSWER).await {
+    match coordinator.call(from_manager::Body::Assign(message), TAKING).await {
         Ok(Some(from_coordinator::Body::AssignReply(AssignReply { accepted: true, .. }))) => Ok(()),
-        Ok(Some(from_coordinator::Body::AssignReply(AssignReply { failure, .. }))) => {
+        Ok(Some(from_coordinator::Body::AssignReply(AssignReply { failure, free, .. }))) => {
             let said = failure.and_then(|failure| Failure::try_from(failure).ok());
             let unsaid = || format!("instance {instance} refused the attempt and did not say why");
             let failure = said.unwrap_or_else(|| infrastructure("assignment_refused", unsaid()));
-            Err(Refusal::NeverBegan(failure))
+            Err(match free {
+                Some(free) => Refusal::NoRoom { failure, free: free.into() },
+                None => Refusal::NeverBegan(failure),
+            })
         }
         Ok(_) => {
             let message = format!("instance {instance} does not know how to take an attempt");

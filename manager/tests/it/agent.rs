@@ -55,8 +55,10 @@ pub(crate) enum Asked {
 pub(crate) enum Habit {
     /// It takes and does everything.
     Willing,
-    /// It refuses assignments.
+    /// It refuses assignments for want of room, until its next profile.
     Refusing,
+    /// It refuses assignments: it cannot begin them.
+    Failing,
     /// It takes assignments, and finds nothing of granted outputs.
     Bereft,
     /// It answers to nothing.
@@ -174,7 +176,7 @@ impl Coordinator {
         panic!("the stream ended without a status")
     }
 
-    async fn call(&self, body: c::from_coordinator::Body) -> c::from_manager::Body {
+    pub(crate) async fn call(&self, body: c::from_coordinator::Body) -> c::from_manager::Body {
         let message = c::FromCoordinator { body: Some(body), ..Default::default() };
         self.caller.call(message, CALL).await.unwrap().body.unwrap()
     }
@@ -238,10 +240,26 @@ async fn answer(
         let done = Reply::Done(c::Done::default());
         let (question, reply) = match message.body.unwrap() {
             Body::Assign(assign) => {
-                let accepted = habit != Habit::Refusing;
-                let failure = (!accepted)
-                    .then(|| Failure::new(FailureClass::Infrastructure, "draining", "it drains").into());
-                (Asked::Assign(id(assign.id)), Reply::AssignReply(c::AssignReply { accepted, failure }))
+                let reply = match habit {
+                    Habit::Refusing => {
+                        let failure =
+                            Failure::new(FailureClass::Infrastructure, "not_enough_free", "it cleans up");
+                        let free = Some(Resources { cpu_milli: 100, ..Resources::ZERO }.into());
+                        c::AssignReply { accepted: false, failure: Some(failure.into()), free }
+                    }
+                    Habit::Failing => {
+                        let failure = Failure::new(
+                            FailureClass::Infrastructure,
+                            "scratch_failed",
+                            "its disk is broken",
+                        );
+                        c::AssignReply { accepted: false, failure: Some(failure.into()), free: None }
+                    }
+                    Habit::Willing | Habit::Bereft | Habit::Mute => {
+                        c::AssignReply { accepted: true, ..Default::default() }
+                    }
+                };
+                (Asked::Assign(id(assign.id)), Reply::AssignReply(reply))
             }
             Body::StopAttempt(stop) => (Asked::Stop(id(stop.id)), done),
             Body::Publish(publish) => {

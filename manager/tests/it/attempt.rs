@@ -9,8 +9,8 @@ use telecine_domain::job::{JobState, StateName};
 use telecine_proto::coordinator::v1::from_manager as to_coordinator;
 use telecine_proto::worker::v1::from_manager::Body;
 
-use crate::agent::{Asked, Coordinator, Habit, Worker, instance, is_accepted, is_refused, manifest};
-use crate::world::World;
+use crate::agent::{Asked, Coordinator, Habit, Worker, instance, is_accepted, is_refused, manifest, profile};
+use crate::world::{World, region};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -169,7 +169,7 @@ async fn granted_bytes_that_are_gone_where_the_attempt_ran_were_published_and_el
 #[tokio::test(start_paused = true)]
 async fn a_refused_assignment_goes_elsewhere_without_waiting_for_a_lease() {
     let world = World::new().await;
-    let mut refusing = Coordinator::with_habit(&world, instance(1), Habit::Refusing).await;
+    let mut refusing = Coordinator::with_habit(&world, instance(1), Habit::Failing).await;
     let job = world.submit("out.mp4", json!({})).await;
     let first = refusing.assigned().await;
     let mut willing = Coordinator::attach(&world, instance(2)).await;
@@ -178,6 +178,56 @@ async fn a_refused_assignment_goes_elsewhere_without_waiting_for_a_lease() {
     assert!(second.job == job && second.epoch > first.epoch);
     let before = world.job(job).await;
     assert!(before.infrastructure_retries >= 1 && before.user_retries == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_want_of_room_costs_nothing_and_is_asked_again_when_there_is_room() {
+    let world = World::new().await;
+    let mut full = Coordinator::with_habit(&world, instance(1), Habit::Refusing).await;
+    let job = world.submit("out.mp4", json!({"retry": {"user": 0, "infrastructure": 0}})).await;
+    let queued_at = world.job(job).await.queued_at;
+    full.assigned().await;
+    let refused = world.wait_for(job, StateName::Queued, SOON).await;
+    assert_eq!((refused.infrastructure_retries, refused.user_retries, refused.queued_at), (0, 0, queued_at));
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let mut asked = 0;
+    while full.asked.try_recv().is_ok() {
+        asked += 1;
+    }
+    assert!((2..=8).contains(&asked), "asked {asked} times in two minutes");
+    let profile_json = telecine_proto::convert::json(&profile(instance(1), region()));
+    let changed = telecine_proto::coordinator::v1::ProfileChanged { profile_json, draining: false };
+    full.notify(telecine_proto::coordinator::v1::from_coordinator::Body::ProfileChanged(changed)).await;
+    let again = tokio::time::timeout(Duration::from_millis(500), full.assigned()).await;
+    assert_eq!(again.expect("at once").job, job);
+    let found = world.wait_for(job, StateName::Queued, SOON).await;
+    assert_eq!((found.infrastructure_retries, found.queued_at), (0, queued_at));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_granted_job_whose_bytes_were_on_an_instance_that_never_returns_fails_after_an_hour() {
+    for somebody_else in [true, false] {
+        let world = World::new().await;
+        let mut own = Coordinator::attach(&world, instance(1)).await;
+        let job = world.submit("out.mp4", json!({})).await;
+        let attempt = own.assigned().await;
+        let worker = Worker::start(&world, &own, attempt).await;
+        assert!(matches!(worker.seal(manifest(world.store, "out.mp4", attempt)).await, Body::Grant(_)));
+        worker.die().await;
+        own.die().await;
+        let _other = if somebody_else {
+            Some(Coordinator::with_habit(&world, instance(2), Habit::Bereft).await)
+        } else {
+            None
+        };
+        tokio::time::sleep(Duration::from_secs(3_550)).await;
+        assert_eq!(world.job(job).await.state.name(), StateName::Finalizing, "it may come back");
+        let failed = world.wait_for(job, StateName::Failed, Duration::from_secs(300)).await;
+        let JobState::Failed { failure } = failed.state else { panic!("{:?}", failed.state) };
+        assert_eq!((failure.class, &*failure.code), (FailureClass::Infrastructure, "sealed_bytes_lost"));
+        assert!(failure.message.contains(&instance(1).to_string()), "{}", failure.message);
+        assert_eq!(failed.attempts.0, 1, "no other attempt: its outputs may be visible in part");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -94,8 +94,36 @@ async fn a_join_token_gives_its_own_instance_a_certificate_and_no_other() {
         let greeting = hello(instance(1), region(), &[]);
         Coordinator::try_attach(&world, identity, greeting, Habit::Willing).await.unwrap();
     }
-    enrolment::retire(&world.backend, instance(1)).await.unwrap();
+    enrolment::retire(&world.backend, instance(1), world.now()).await.unwrap();
     assert_eq!(enrol(&token, own, request()).await.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retired_instance_gets_no_certificate_and_no_stream_and_its_worker_no_new_one() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    world.submit("out.mp4", json!({})).await;
+    let attempt = coordinator.assigned().await;
+    let worker = Worker::start(&world, &coordinator, attempt).await;
+    let request_der = || KeyAndRequest::generate().unwrap().request_der().to_vec();
+    let own = async || {
+        let sign = c::SignCoordinator { request_der: request_der() };
+        coordinator.call(c::from_coordinator::Body::SignCoordinator(sign)).await
+    };
+    let again = async || {
+        let renew = w::RenewCertificate { request_der: request_der() };
+        worker.call(w::from_worker::Body::RenewCertificate(renew)).await
+    };
+    assert!(matches!(own().await, c::from_manager::Body::Signed(_)));
+    assert!(matches!(again().await, w::from_manager::Body::Signed(_)));
+    enrolment::retire(&world.backend, instance(1), world.now()).await.unwrap();
+    assert!(matches!(own().await, c::from_manager::Body::Refused(refused) if refused.code == "retired"));
+    assert_eq!(coordinator.sign(attempt).await.unwrap_err().code, "retired");
+    assert!(matches!(again().await, w::from_manager::Body::Refused(refused) if refused.code == "retired"));
+    let first = greeting(hello(instance(1), region(), &[]));
+    let status = attach(&world, coordinator_identity(&world, instance(1), &region()), first).await;
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    assert!(status.message().contains("retired"), "{status:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,7 @@ mod weather;
 mod world;
 
 use std::ops::Range;
+use std::time::Duration;
 
 use checker::Violation;
 use world::{Tally, World};
@@ -124,4 +125,27 @@ fn a_table_that_forgets_grants_is_caught() {
 fn a_table_that_forgets_jobs_is_caught() {
     let caught = caught(Mutant::ForgetsJobs);
     assert!(caught.contains("was acknowledged and is lost"), "{caught}");
+}
+
+/// A crowd of jobs on instances that clean up for so long; how many attempts it takes.
+fn crowd(jobs: usize, clean_up: Duration) -> u32 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    runtime.expect("a runtime").block_on(async {
+        let mut world = World::new(1, None).await;
+        match world.crowd(jobs, clean_up).await {
+            Ok(attempts) => attempts,
+            Err(Violation(broken)) => panic!("{broken}\n{}", world.report().join("\n")),
+        }
+    })
+}
+
+#[test]
+fn an_assignment_waits_for_what_is_being_cleaned_up() {
+    assert_eq!(crowd(30, Duration::from_secs(1)), 30, "nobody is refused");
+}
+
+#[test]
+fn a_refusal_for_want_of_room_costs_no_retry_and_does_not_spin() {
+    let attempts = crowd(30, Duration::from_secs(20));
+    assert!((31..=200).contains(&attempts), "{attempts} attempts");
 }

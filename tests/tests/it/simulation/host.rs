@@ -47,6 +47,8 @@ pub(super) struct Stage {
     pub(super) mutant: Option<Mutant>,
     /// Whether workers stall and fail to start.
     pub(super) rough: AtomicBool,
+    /// How long it takes to remove an engine.
+    pub(super) clean_up: Mutex<Duration>,
     /// Attempts whose engines failed by themselves.
     pub(super) engine_failures: Mutex<BTreeSet<(JobId, Epoch)>>,
     pub(super) stalled: Mutex<u32>,
@@ -326,6 +328,8 @@ impl ContainerRuntime for Engines {
         if let Some(engine) = self.engines.lock().unwrap().remove(name) {
             engine.end(137);
         }
+        let clean_up = *self.stage.clean_up.lock().unwrap();
+        tokio::time::sleep(clean_up).await;
         Ok(())
     }
 

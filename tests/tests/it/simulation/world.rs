@@ -1,5 +1,6 @@
 //! The world of one seed: what is in it, how it lives, and how it is looked at.
 
+mod crowd;
 mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,6 +157,7 @@ impl World {
             clock,
             mutant,
             rough: AtomicBool::new(true),
+            clean_up: Default::default(),
             engine_failures: Default::default(),
             stalled: Default::default(),
         };
