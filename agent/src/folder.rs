@@ -26,6 +26,7 @@ use telecine_domain::id::{AccountId, AttemptNumber, Epoch, InstanceId, RegionNam
 use telecine_domain::job::JobSpec;
 use telecine_domain::resources::Resources;
 use telecine_domain::time::Timestamp;
+use telecine_domain::trace::TraceId;
 
 /// What a worker needs to know to run its attempt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +46,9 @@ pub struct Assignment {
     pub lease_millis: u32,
     /// When it was accepted.
     pub accepted_at: Timestamp,
+    /// The trace of its job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceId>,
     /// Whether `data/` is a mount, whose device the worker finds as its stdin.
     pub mounted: bool,
     /// The surroundings.
@@ -431,6 +435,7 @@ pub(crate) mod tests {
             gpus: Vec::new(),
             lease_millis: 60_000,
             accepted_at: Timestamp::from_millis(5),
+            trace: None,
             mounted: false,
             surroundings: Surroundings {
                 instance: "ins_00000000000000000000000001".parse().unwrap(),

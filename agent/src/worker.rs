@@ -76,6 +76,6 @@ pub enum WorkerError {
 /// # Errors
 /// When the worker could not begin, or could not record its end.
 pub async fn run(parts: WorkerParts) -> Result<Outcome, WorkerError> {
-    let span = tracing::info_span!("worker", attempt = %parts.folder.name());
+    let span = tracing::info_span!("worker", attempt = %parts.folder.name(), trace = tracing::field::Empty);
     attempt::run(parts).instrument(span).await
 }

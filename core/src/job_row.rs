@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use telecine_domain::id::{AccountId, FactoryId, JobId};
 use telecine_domain::job::Job;
+use telecine_domain::trace::TraceId;
 
 use crate::backend::Backend;
 use crate::layout;
@@ -21,6 +22,13 @@ pub(crate) struct Recorded {
     pub(crate) job: Job,
     /// The factory that made it, or made the first of the jobs that it is a retry of.
     pub(crate) factory: Option<FactoryId>,
+}
+
+impl Recorded {
+    /// The same, submitted in a trace.
+    pub(crate) fn in_trace(self, trace: Option<TraceId>) -> Self {
+        Self { job: Job { trace, ..self.job }, ..self }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

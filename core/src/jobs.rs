@@ -26,7 +26,10 @@ use crate::update::{self, ChangeError, Step};
 pub use self::catalog::LookupError;
 pub(crate) use self::catalog::{Catalog, Found};
 pub(crate) use self::resolve::resolve;
-pub use self::submit::{Accepted, AcceptedMany, MAX_JOBS, Refusal, SubmitError, retry, submit, submit_many};
+pub use self::submit::{
+    Accepted, AcceptedMany, MAX_JOBS, Refusal, SubmitError, retry, submit, submit_in, submit_many,
+    submit_many_in,
+};
 pub(crate) use self::submit::{new_token, recorded, settle};
 pub use crate::update::{Happened, JobRecord};
 

@@ -60,6 +60,11 @@ macro_rules! identifier {
                 Self((time << 80) | (random & ((1 << 80) - 1)))
             }
 
+            /// All of it, as a number.
+            pub const fn bits(self) -> u128 {
+                self.0
+            }
+
             /// When it was made, to the millisecond.
             pub const fn created_at(self) -> Timestamp {
                 Timestamp::from_millis((self.0 >> 80) as u64)

@@ -18,6 +18,7 @@ use crate::location::{Location, ObjectVersion};
 use crate::manifest::Manifest;
 use crate::resources::Resources;
 use crate::time::Timestamp;
+use crate::trace::TraceId;
 
 /// The highest priority; 0 is the lowest and 500 the default.
 pub const MAX_PRIORITY: u16 = 1000;
@@ -178,6 +179,9 @@ pub struct Job {
     pub user_retries: u32,
     /// Retries taken from the infrastructure's budget.
     pub infrastructure_retries: u32,
+    /// The trace of the call that submitted it, where that came in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceId>,
 }
 
 /// Why a job is held.
@@ -393,7 +397,13 @@ impl Job {
             epoch: Epoch(0),
             user_retries: 0,
             infrastructure_retries: 0,
+            trace: None,
         }
+    }
+
+    /// The trace that everything done for it belongs to.
+    pub fn trace_id(&self) -> TraceId {
+        self.trace.unwrap_or_else(|| TraceId::of_job(self.id))
     }
 
     /// The attempt that holds the right to run the job, named in full.

@@ -25,4 +25,5 @@ pub mod region;
 pub mod resources;
 pub mod store;
 pub mod time;
+pub mod trace;
 pub mod transition;

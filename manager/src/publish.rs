@@ -15,8 +15,9 @@ use telecine_domain::instance::InstanceState;
 use telecine_domain::job::{Job, JobState};
 use telecine_domain::publication;
 use telecine_domain::time::Timestamp;
+use telecine_domain::trace::TraceId;
 use telecine_proto::coordinator::v1::{CloseEpoch, Publish, from_coordinator, from_manager};
-use telecine_proto::{convert, types};
+use telecine_proto::{convert, trace, types};
 use tracing::{error, info, warn};
 
 use crate::lead::Lead;
@@ -60,7 +61,7 @@ pub(crate) async fn elsewhere(lead: Arc<Lead>, attempt: AttemptId, instance: Ins
         manifest: Some(manifest.clone().into()),
         stores: to_wire(&access),
     };
-    match coordinator.call(from_manager::Body::Publish(publish), PUBLISHING).await {
+    match coordinator.about(&job).call(from_manager::Body::Publish(publish), PUBLISHING).await {
         Ok(Some(from_coordinator::Body::PublishReply(reply))) if reply.published => {
             info!(%attempt, %instance, "the outputs of a lost worker were published");
             lead.persist(attempt, || dispatch::published(&lead.backend, attempt, None, lead.now())).await;
@@ -127,6 +128,7 @@ async fn away_since(lead: &Lead, instance: InstanceId, job: &Job) -> Result<Opti
 pub(crate) struct Leftovers {
     attempt: AttemptId,
     instance: InstanceId,
+    trace: TraceId,
     spec_json: Vec<u8>,
     stores: Vec<types::v1::StoreAccess>,
 }
@@ -140,6 +142,7 @@ pub(crate) async fn leftovers(lead: &Lead, attempt: AttemptId) -> Option<Leftove
         Ok(access) => Some(Leftovers {
             attempt,
             instance,
+            trace: job.trace_id(),
             spec_json: convert::json(&job.spec),
             stores: to_wire(&access),
         }),
@@ -155,8 +158,8 @@ pub(crate) async fn leftovers(lead: &Lead, attempt: AttemptId) -> Option<Leftove
 pub(crate) async fn close_again(lead: Arc<Lead>, attempt: AttemptId, instance: InstanceId) {
     match dispatch::closing_access(&lead.backend, attempt, instance, ACCESS_LIFE, lead.now()).await {
         Ok((job, access)) => {
-            let (spec_json, stores) = (convert::json(&job.spec), to_wire(&access));
-            close_epoch(lead, Leftovers { attempt, instance, spec_json, stores }).await;
+            let (trace, spec_json, stores) = (job.trace_id(), convert::json(&job.spec), to_wire(&access));
+            close_epoch(lead, Leftovers { attempt, instance, trace, spec_json, stores }).await;
         }
         Err(error) => warn!(%attempt, %error, "the leftovers of an attempt cannot be taken away yet"),
     }
@@ -164,12 +167,13 @@ pub(crate) async fn close_again(lead: Arc<Lead>, attempt: AttemptId, instance: I
 
 /// Has the leftovers of a closed epoch taken away: by the instance that made them, else by any other.
 pub(crate) async fn close_epoch(lead: Arc<Lead>, leftovers: Leftovers) {
-    let Leftovers { attempt, instance, spec_json, stores } = leftovers;
+    let Leftovers { attempt, instance, trace, spec_json, stores } = leftovers;
     let coordinators = &lead.registry.coordinators;
     let Some(coordinator) = coordinators.caller(instance).or_else(|| coordinators.any()) else {
         return warn!(%attempt, "no instance is connected to take the leftovers of an attempt away");
     };
     let close = CloseEpoch { id: Some(attempt.into()), spec_json, stores };
+    let coordinator = coordinator.in_trace(Some(trace::begin(trace)));
     match coordinator.call(from_manager::Body::CloseEpoch(close), CLOSING).await {
         Ok(Some(from_coordinator::Body::Done(done))) if done.problem.is_empty() => {}
         Ok(Some(from_coordinator::Body::Done(done))) => {

@@ -10,20 +10,35 @@ use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::{InstanceId, Term};
+use telecine_domain::job::Job;
+use telecine_domain::trace::TraceContext;
 use telecine_proto::calls::{CallError, Caller};
-use telecine_proto::{coordinator, worker};
+use telecine_proto::{coordinator, trace, worker};
 use tokio_util::sync::CancellationToken;
 
-/// Calls a coordinator; every message carries the term.
+/// Calls a coordinator; every message carries the term, and the trace of the job it is about.
 #[derive(Clone)]
 pub(crate) struct CoordinatorCaller {
     pub(crate) caller: Caller<coordinator::v1::FromManager, coordinator::v1::FromCoordinator>,
     pub(crate) term: Term,
+    /// The trace that its messages belong to.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 impl CoordinatorCaller {
     fn message(&self, body: coordinator::v1::from_manager::Body) -> coordinator::v1::FromManager {
-        coordinator::v1::FromManager { term: self.term.0, body: Some(body), ..Default::default() }
+        let trace = trace::to_wire(self.trace);
+        coordinator::v1::FromManager { term: self.term.0, trace, body: Some(body), ..Default::default() }
+    }
+
+    /// The same, for messages of this trace.
+    pub(crate) fn in_trace(self, trace: Option<TraceContext>) -> Self {
+        Self { trace, ..self }
+    }
+
+    /// The same, for messages about this job.
+    pub(crate) fn about(self, job: &Job) -> Self {
+        self.in_trace(Some(trace::begin(job.trace_id())))
     }
 
     /// Calls and waits for the answer's body.
@@ -45,16 +60,19 @@ impl CoordinatorCaller {
     }
 }
 
-/// Calls a worker; every message carries the term.
+/// Calls a worker; every message carries the term, and the trace of its job.
 #[derive(Clone)]
 pub(crate) struct WorkerCaller {
     pub(crate) caller: Caller<worker::v1::FromManager, worker::v1::FromWorker>,
     pub(crate) term: Term,
+    /// The trace of its attempt's job, once that is known.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 impl WorkerCaller {
     fn message(&self, body: worker::v1::from_manager::Body) -> worker::v1::FromManager {
-        worker::v1::FromManager { term: self.term.0, body: Some(body), ..Default::default() }
+        let trace = trace::to_wire(self.trace);
+        worker::v1::FromManager { term: self.term.0, trace, body: Some(body), ..Default::default() }
     }
 
     /// Calls and waits for the answer's body.

@@ -133,7 +133,7 @@ impl Coordinator for Sessions {
         };
         let (lead, instance) = (self.leads.of(region)?, *instance);
         let (caller, feed, incoming) = multiplex(Side::Listener, OUTGOING);
-        let caller = CoordinatorCaller { caller, term: lead.term };
+        let caller = CoordinatorCaller { caller, term: lead.term, trace: None };
         let certificate = Certificate::of(&remote);
         let (ended, end) = oneshot::channel();
         let session = coordinator::Session::new(lead.clone(), instance, caller, certificate);
@@ -162,7 +162,7 @@ impl Worker for Sessions {
         };
         let (lead, attempt) = (self.leads.of(region)?, *attempt);
         let (caller, feed, incoming) = multiplex(Side::Listener, OUTGOING);
-        let caller = WorkerCaller { caller, term: lead.term };
+        let caller = WorkerCaller { caller, term: lead.term, trace: None };
         let certificate = Certificate::of(&remote);
         let (ended, end) = oneshot::channel();
         let session = worker::Session::new(lead.clone(), attempt, caller, certificate);

@@ -12,7 +12,8 @@ use telecine_core::dispatch;
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::InstanceId;
 use telecine_domain::job::{Job, JobState, StopCause};
-use telecine_proto::{coordinator, worker};
+use telecine_domain::trace::TraceId;
+use telecine_proto::{coordinator, trace, worker};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -35,6 +36,7 @@ pub(crate) struct Stops {
 struct Stop {
     attempt: AttemptId,
     instance: InstanceId,
+    trace: TraceId,
     grace: Duration,
     reason: &'static str,
 }
@@ -57,7 +59,8 @@ impl Stops {
             StopCause::Requested => "the job was canceled",
             StopCause::TotalTimeout => "the job took longer than its total timeout",
         };
-        let (lead_too, stop) = (lead.clone(), Stop { attempt, instance: run.instance, grace, reason });
+        let (lead_too, stop) =
+            (lead.clone(), Stop { attempt, instance: run.instance, trace: job.trace_id(), grace, reason });
         lead.spawn(async move {
             if !send(&lead_too, &stop).await {
                 lead_too.stops.forget(stop.attempt);
@@ -94,6 +97,7 @@ async fn send(lead: &Lead, stop: &Stop) -> bool {
         grace_millis,
         reason: stop.reason.to_owned(),
     };
+    let coordinator = coordinator.in_trace(Some(trace::begin(stop.trace)));
     match coordinator.call(coordinator::v1::from_manager::Body::StopAttempt(message), ANSWER).await {
         Ok(_) => true,
         Err(error) => {

@@ -17,6 +17,7 @@ pub mod net;
 mod redacted;
 pub mod serve;
 pub mod tasks;
+pub mod trace;
 
 #[expect(
     missing_docs,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::{Failure, FailureClass};
+use telecine_domain::trace::TraceId;
 use telecine_proto::coordinator::v1::{WorkerGone, from_coordinator, from_manager};
 
 use super::assign::{RETRY, describe};
@@ -45,7 +46,7 @@ pub(super) async fn clean_up(
     let journal_kept = keep_journal(desk, folder, result.as_ref());
     desk.release(&attempt);
     if let Some(failure) = unsaid(result, failure) {
-        report(desk, attempt, failure).await;
+        report(desk, attempt, assignment.trace, failure).await;
     }
     if let Err(error) = journal_kept.and_then(|()| folder.remove()) {
         tracing::error!(%attempt, error = %describe(&error), "the attempt's folder stays behind");
@@ -123,7 +124,7 @@ pub(super) async fn settle_journals(desk: Arc<Desk>) {
         tokio::time::sleep(JOURNALS_PERIOD).await;
         for attempt in waiting_journals(&desk) {
             if !desk.is_here(&attempt) {
-                report(&desk, attempt, failure::worker_died()).await;
+                report(&desk, attempt, None, failure::worker_died()).await;
             }
         }
     }
@@ -162,10 +163,10 @@ fn unsaid(result: Option<AttemptResult>, launch_failure: Option<Failure>) -> Opt
     })
 }
 
-async fn report(desk: &Desk, attempt: AttemptId, failure: Failure) {
+async fn report(desk: &Desk, attempt: AttemptId, trace: Option<TraceId>, failure: Failure) {
     tracing::info!(%attempt, %failure, "the manager is told what the worker could not say");
     let body = WorkerGone { id: Some(attempt.into()), failure: Some(failure.into()) };
-    match supervisor::call(desk, from_coordinator::Body::WorkerGone(body)).await {
+    match supervisor::call(desk, trace, from_coordinator::Body::WorkerGone(body)).await {
         // Stale is as final as accepted.
         from_manager::Body::Accepted(_) | from_manager::Body::Refused(_) => {}
         other => tracing::warn!(%attempt, ?other, "an unexpected answer"),

@@ -11,6 +11,7 @@ use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::Failure;
 use telecine_domain::job::JobSpec;
 use telecine_domain::resources::Resources;
+use telecine_domain::trace::TraceContext;
 use telecine_proto::convert::{self, ConvertError};
 use telecine_proto::coordinator::v1::{Assign, AssignReply};
 use telecine_proto::tasks::Tasks;
@@ -24,11 +25,17 @@ use crate::folder::{Assignment, AttemptFolder};
 use crate::ledger::Holding;
 
 /// Answers an assignment. One that is here already is accepted again.
-pub(super) async fn assign(desk: &Arc<Desk>, tasks: &Tasks, asked: Assign) -> AssignReply {
-    match accept(desk, asked).await {
+pub(super) async fn assign(
+    desk: &Arc<Desk>,
+    tasks: &Tasks,
+    trace: Option<TraceContext>,
+    asked: Assign,
+) -> AssignReply {
+    match accept(desk, trace, asked).await {
         Ok(None) => AssignReply { accepted: true, ..AssignReply::default() },
         Ok(Some((folder, assignment, orders))) => {
-            tracing::info!(attempt = %assignment.attempt, resources = %assignment.resources, "accepted");
+            let trace = assignment.trace.map(tracing::field::display);
+            tracing::info!(attempt = %assignment.attempt, resources = %assignment.resources, trace, "accepted");
             tasks.spawn(supervisor::supervise(desk.clone(), folder, assignment, Origin::Assigned, orders));
             AssignReply { accepted: true, ..AssignReply::default() }
         }
@@ -54,7 +61,11 @@ enum Refused {
 
 type Accepted = (AttemptFolder, Assignment, OrdersTaken);
 
-async fn accept(desk: &Desk, asked: Assign) -> Result<Option<Accepted>, Refused> {
+async fn accept(
+    desk: &Desk,
+    trace: Option<TraceContext>,
+    asked: Assign,
+) -> Result<Option<Accepted>, Refused> {
     let wrong =
         |error: ConvertError| Refused::Failed(infrastructure("invalid_assignment", error.to_string()));
     let attempt = convert::attempt_id(asked.id).map_err(wrong)?;
@@ -77,6 +88,7 @@ async fn accept(desk: &Desk, asked: Assign) -> Result<Option<Accepted>, Refused>
         gpus: holding.gpus,
         lease_millis: asked.lease_millis,
         accepted_at: desk.clock.now(),
+        trace: trace.map(|trace| trace.trace),
         mounted,
         surroundings: desk.surroundings(),
     };

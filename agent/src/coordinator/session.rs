@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 use telecine_domain::id::Term;
+use telecine_domain::trace::TraceContext;
 use telecine_proto::calls::{CallError, Demultiplexer, Side, multiplex};
-use telecine_proto::convert;
 use telecine_proto::coordinator::v1::coordinator_client::CoordinatorClient;
 use telecine_proto::coordinator::v1::{
     Done, FromCoordinator, FromManager, Heartbeat, Hello, ProfileChanged, RunningAttempt, StopAttempt,
@@ -17,6 +17,7 @@ use telecine_proto::coordinator::v1::{
 };
 use telecine_proto::dial::{DialError, Dialer};
 use telecine_proto::tasks::Tasks;
+use telecine_proto::{convert, trace};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -76,7 +77,12 @@ pub(super) async fn keep(desk: Arc<Desk>, dialer: Dialer, tasks: Tasks) {
 }
 
 pub(super) fn message(body: from_coordinator::Body) -> FromCoordinator {
-    FromCoordinator { call_id: 0, trace: None, body: Some(body) }
+    message_in(None, body)
+}
+
+/// A message that belongs to a trace.
+pub(super) fn message_in(trace: Option<TraceContext>, body: from_coordinator::Body) -> FromCoordinator {
+    FromCoordinator { call_id: 0, trace: trace::to_wire(trace), body: Some(body) }
 }
 
 struct Session<'a> {
@@ -177,8 +183,9 @@ impl Session<'_> {
             let (desk, caller, tasks) = (self.desk.clone(), caller.clone(), self.tasks.clone());
             self.tasks.spawn(async move {
                 let Some(body) = incoming.body else { return };
-                let Some(answer) = answer(&desk, &tasks, body).await else { return };
-                if let Err(error) = caller.reply(incoming.call_id, message(answer)).await {
+                let trace = trace::of_wire(incoming.trace.as_ref());
+                let Some(answer) = answer(&desk, &tasks, trace, body).await else { return };
+                if let Err(error) = caller.reply(incoming.call_id, message_in(trace, answer)).await {
                     tracing::debug!(%error, "an answer did not reach the manager");
                 }
             });
@@ -209,10 +216,15 @@ impl Session<'_> {
 }
 
 /// Does what the manager asks; `None` for what needs no answer.
-async fn answer(desk: &Arc<Desk>, tasks: &Tasks, body: from_manager::Body) -> Option<from_coordinator::Body> {
+async fn answer(
+    desk: &Arc<Desk>,
+    tasks: &Tasks,
+    trace: Option<TraceContext>,
+    body: from_manager::Body,
+) -> Option<from_coordinator::Body> {
     Some(match body {
         from_manager::Body::Assign(asked) => {
-            from_coordinator::Body::AssignReply(assign::assign(desk, tasks, asked).await)
+            from_coordinator::Body::AssignReply(assign::assign(desk, tasks, trace, asked).await)
         }
         from_manager::Body::StopAttempt(asked) => from_coordinator::Body::Done(stop(desk, asked)),
         from_manager::Body::Drain(asked) => {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::Failure;
+use telecine_domain::trace::TraceId;
 use telecine_proto::coordinator::v1::{SignWorker, from_coordinator, from_manager};
+use telecine_proto::trace;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -14,7 +16,7 @@ use super::aftermath;
 use super::assign::describe;
 use super::desk::Desk;
 use super::orders::{Order, OrdersTaken};
-use super::session::message;
+use super::session::message_in;
 use crate::control::{CoordinatorEnd, FromWorker, ToWorker};
 use crate::failure::infrastructure;
 use crate::folder::{Assignment, AttemptFolder};
@@ -53,7 +55,7 @@ pub(super) async fn supervise(
     let attempt = assignment.attempt;
     let failure = match begin(&desk, &folder, &assignment, origin).await {
         Ok(Some(worker)) => {
-            watch(&desk, attempt, worker, &mut orders).await;
+            watch(&desk, (attempt, assignment.trace), worker, &mut orders).await;
             None
         }
         Ok(None) => None,
@@ -85,7 +87,12 @@ async fn begin(
 }
 
 /// Until the worker is dead.
-async fn watch(desk: &Arc<Desk>, attempt: AttemptId, worker: LiveWorker, orders: &mut OrdersTaken) {
+async fn watch(
+    desk: &Arc<Desk>,
+    (attempt, trace): (AttemptId, Option<TraceId>),
+    worker: LiveWorker,
+    orders: &mut OrdersTaken,
+) {
     let LiveWorker { control, mut gone, kill } = worker;
     // The relay (`_task`) carries what is said until the worker is dead.
     let CoordinatorEnd { mut incoming, outgoing, _task } = control;
@@ -103,7 +110,7 @@ async fn watch(desk: &Arc<Desk>, attempt: AttemptId, worker: LiveWorker, orders:
                     let (desk, answers) = (desk.clone(), outgoing.clone());
                     relays.spawn(async move {
                         // A worker that is gone needs no certificate.
-                        let _gone = answers.send(sign(&desk, attempt, &request).await).await;
+                        let _gone = answers.send(sign(&desk, attempt, trace, &request).await).await;
                     });
                 }
                 Some(FromWorker::Attached(_)) => {}
@@ -157,12 +164,12 @@ fn translate(order: Order) -> (ToWorker, Duration) {
 }
 
 /// Has the manager sign the worker's request, over as many connections as it takes.
-async fn sign(desk: &Desk, attempt: AttemptId, request: &str) -> ToWorker {
+async fn sign(desk: &Desk, attempt: AttemptId, trace: Option<TraceId>, request: &str) -> ToWorker {
     let Ok(request_der) = hex::decode(request) else {
         return ToWorker::Refused { stale: false, message: "the request is not hexadecimal".to_owned() };
     };
     let body = SignWorker { id: Some(attempt.into()), request_der };
-    match call(desk, from_coordinator::Body::SignWorker(body)).await {
+    match call(desk, trace, from_coordinator::Body::SignWorker(body)).await {
         from_manager::Body::Signed(signed) => {
             ToWorker::Certificate(signed.chain_der.iter().map(hex::encode).collect())
         }
@@ -175,7 +182,12 @@ async fn sign(desk: &Desk, attempt: AttemptId, request: &str) -> ToWorker {
 }
 
 /// Calls the manager until it answers.
-pub(super) async fn call(desk: &Desk, body: from_coordinator::Body) -> from_manager::Body {
+pub(super) async fn call(
+    desk: &Desk,
+    trace: Option<TraceId>,
+    body: from_coordinator::Body,
+) -> from_manager::Body {
+    let trace = trace.map(trace::begin);
     let mut callers = desk.caller.subscribe();
     loop {
         // The sender lives in the desk, so the wait ends only with a caller.
@@ -184,7 +196,7 @@ pub(super) async fn call(desk: &Desk, body: from_coordinator::Body) -> from_mana
             tokio::time::sleep(CALL_PAUSE).await;
             continue;
         };
-        match caller.call(message(body.clone()), CALL_TIMEOUT).await.map(|answer| answer.body) {
+        match caller.call(message_in(trace, body.clone()), CALL_TIMEOUT).await.map(|answer| answer.body) {
             Ok(Some(from_manager::Body::Refused(refused)))
                 if matches!(refused.code.as_str(), "busy" | "unavailable" | "internal") =>
             {

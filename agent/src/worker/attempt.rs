@@ -40,6 +40,9 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) async fn run(parts: WorkerParts) -> Result<Outcome, WorkerError> {
     let WorkerParts { folder, lock, device, network, runtimes, mounts, clock, control } = parts;
     let assignment = folder.assignment()?.ok_or_else(|| WorkerError::Unassigned(folder.name()))?;
+    if let Some(trace) = assignment.trace {
+        tracing::Span::current().record("trace", tracing::field::display(trace));
+    }
     tracing::info!(
         job = %assignment.attempt.job,
         account = %assignment.account,
@@ -49,7 +52,7 @@ pub(super) async fn run(parts: WorkerParts) -> Result<Outcome, WorkerError> {
         "the attempt begins"
     );
     let lease = Duration::from_millis(assignment.lease_millis.into());
-    let shared = Arc::new(Shared::new(assignment.attempt, clock, lease));
+    let shared = Arc::new(Shared::new(assignment.attempt, assignment.trace, clock, lease));
     let identity = ClientIdentity::anonymous();
     let around = &assignment.surroundings;
     let dialer = Dialer::new(network, &around.ca_pem, identity, clock.wall())

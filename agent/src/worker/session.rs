@@ -11,6 +11,7 @@ use telecine_proto::calls::{CallError, Demultiplexer, Side, multiplex};
 use telecine_proto::convert::phase_name;
 use telecine_proto::dial::Dialer;
 use telecine_proto::identity::KeyAndRequest;
+use telecine_proto::trace;
 use telecine_proto::worker::v1::worker_client::WorkerClient;
 use telecine_proto::worker::v1::{
     EnterPhase, FromManager, FromWorker, Hello, LogChunk, Progress, RenewCertificate, RenewLease, Stopping,
@@ -158,7 +159,8 @@ impl Session<'_> {
 }
 
 fn message(shared: &Shared, body: from_worker::Body) -> FromWorker {
-    FromWorker { call_id: 0, trace: None, id: Some(shared.attempt.into()), body: Some(body) }
+    let trace = trace::to_wire(shared.trace);
+    FromWorker { call_id: 0, trace, id: Some(shared.attempt.into()), body: Some(body) }
 }
 
 /// Only the highest term is obeyed; an older manager is left at once.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use telecine_domain::attempt::{AttemptId, Phase};
 use telecine_domain::failure::Failure;
 use telecine_domain::time::Timestamp;
+use telecine_domain::trace::{TraceContext, TraceId};
 use telecine_proto::calls::Caller;
+use telecine_proto::trace;
 use telecine_proto::worker::v1::{FromManager, FromWorker};
 use tokio::sync::{Notify, watch};
 
@@ -48,6 +50,8 @@ pub(crate) type ManagerCaller = Caller<FromWorker, FromManager>;
 pub(crate) struct Shared {
     pub(crate) attempt: AttemptId,
     pub(crate) clock: Clock,
+    /// The trace of its job.
+    pub(crate) trace: Option<TraceContext>,
     halt: watch::Sender<Option<Halt>>,
     /// The present connection to the manager.
     pub(crate) caller: watch::Sender<Option<ManagerCaller>>,
@@ -73,11 +77,12 @@ struct State {
 
 impl Shared {
     /// Begins now with a lease of `length`, which must be proven before an engine starts.
-    pub(crate) fn new(attempt: AttemptId, clock: Clock, length: Duration) -> Self {
+    pub(crate) fn new(attempt: AttemptId, trace: Option<TraceId>, clock: Clock, length: Duration) -> Self {
         let lease = Lease::proven(clock.boot(), length);
         Self {
             attempt,
             clock,
+            trace: trace.map(trace::begin),
             halt: watch::Sender::new(None),
             caller: watch::Sender::new(None),
             watched: watch::Sender::new(false),
@@ -245,7 +250,7 @@ mod tests {
     use crate::folder::tests::assignment;
 
     fn shared() -> Shared {
-        Shared::new(assignment().attempt, Clock::default(), Duration::from_secs(60))
+        Shared::new(assignment().attempt, None, Clock::default(), Duration::from_secs(60))
     }
 
     #[tokio::test]

@@ -17,11 +17,13 @@ use telecine_domain::id::{AccountId, AttemptNumber, Epoch, JobId};
 use telecine_domain::instance::{InstanceProfile, RuntimeKind};
 use telecine_domain::resources::Resources;
 use telecine_domain::time::Timestamp;
+use telecine_domain::trace::TraceContext;
 use telecine_proto::coordinator::v1::{
     Assign, AssignReply, CloseEpoch, FromCoordinator, FromManager, Publish, StopAttempt, from_coordinator,
     from_manager,
 };
 use telecine_proto::net::TcpNetwork;
+use telecine_proto::trace;
 use telecine_proto::types::v1::StoreAccess;
 use tokio::task::JoinHandle;
 
@@ -109,10 +111,13 @@ impl Stage {
     }
 
     async fn call(&self, body: from_manager::Body) -> from_coordinator::Body {
-        let message = FromManager { call_id: 0, trace: None, term: 3, body: Some(body) };
+        self.call_in(None, body).await.body.unwrap()
+    }
+
+    async fn call_in(&self, trace: Option<TraceContext>, body: from_manager::Body) -> FromCoordinator {
+        let message = FromManager { call_id: 0, trace: trace::to_wire(trace), term: 3, body: Some(body) };
         let caller = self.manager.book.attached().await;
-        let answer: FromCoordinator = caller.call(message, Duration::from_secs(30)).await.unwrap();
-        answer.body.unwrap()
+        caller.call(message, Duration::from_secs(30)).await.unwrap()
     }
 
     async fn assign(&self, attempt: AttemptId, spec: &Value) -> AssignReply {
@@ -120,15 +125,8 @@ impl Stage {
     }
 
     async fn assign_within(&self, attempt: AttemptId, spec: &Value, lease_millis: u32) -> AssignReply {
-        let resources = Resources { cpu_milli: 600, memory_bytes: 64 << 20, ..Resources::ZERO };
-        let assign = Assign {
-            id: Some(attempt.into()),
-            account_id: AccountId::PLATFORM.to_string(),
-            spec_json: spec.to_string().into_bytes(),
-            resources: Some(resources.into()),
-            lease_millis,
-        };
-        match self.call(from_manager::Body::Assign(assign)).await {
+        let assign = from_manager::Body::Assign(assignment(attempt, spec, lease_millis));
+        match self.call(assign).await {
             from_coordinator::Body::AssignReply(reply) => reply,
             other => panic!("{other:?}"),
         }
@@ -166,6 +164,17 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
 fn attempt() -> AttemptId {
     let job = JobId::new(Timestamp::from_millis(1_800_000_000_000), random());
     AttemptId { job, attempt: AttemptNumber(1), epoch: Epoch(1) }
+}
+
+fn assignment(attempt: AttemptId, spec: &Value, lease_millis: u32) -> Assign {
+    let resources = Resources { cpu_milli: 600, memory_bytes: 64 << 20, ..Resources::ZERO };
+    Assign {
+        id: Some(attempt.into()),
+        account_id: AccountId::PLATFORM.to_string(),
+        spec_json: spec.to_string().into_bytes(),
+        resources: Some(resources.into()),
+        lease_millis,
+    }
 }
 
 fn launch(launch: &Value) -> Value {
@@ -268,6 +277,20 @@ async fn what_has_no_room_is_refused_with_what_is_free_and_what_is_stopped_meanw
     stage.call(from_manager::Body::StopAttempt(end)).await;
     eventually("what is free is told", || stage.profiles_told() > profiles).await;
     stage.until_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_said_of_an_attempt_is_in_the_trace_of_its_job() {
+    let stage = Stage::new(None).await;
+    let job = trace::begin("4bf92f3577b34da6a3ce929d0e0e4736".parse().unwrap());
+    let assign = from_manager::Body::Assign(assignment(attempt(), &shell("echo traced"), 60_000));
+    let answer = stage.call_in(Some(job), assign).await;
+    assert_eq!(trace::of_wire(answer.trace.as_ref()).map(|context| context.trace), Some(job.trace));
+    stage.manager.book.until("published").await;
+    stage.until_clean().await;
+    let traces = stage.manager.book.traces.lock().unwrap().clone();
+    assert!(["worker", "sign"].iter().all(|who| traces.iter().any(|(said, _)| said == who)), "{traces:?}");
+    assert!(traces.iter().all(|(_, trace)| *trace == Some(job.trace)), "{traces:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::{InstanceId, RegionName};
+use telecine_domain::trace::TraceId;
 use telecine_proto::calls::{Caller, Side, multiplex};
 use telecine_proto::clock::Clock;
 use telecine_proto::coordinator::v1 as coordinator;
@@ -16,6 +17,7 @@ use telecine_proto::enrolment::v1::{EnrolRequest, Enrolled};
 use telecine_proto::identity::{CertificateAuthority, Peer, ServerIdentity};
 use telecine_proto::net::Network;
 use telecine_proto::serve::{self, Limits};
+use telecine_proto::trace;
 use telecine_proto::types::v1 as types;
 use telecine_proto::worker::v1 as worker;
 use telecine_proto::worker::v1::worker_server::{Worker, WorkerServer};
@@ -68,6 +70,8 @@ pub(crate) struct Book {
     /// Words for what workers said, in order.
     events: watch::Sender<Vec<String>>,
     pub(crate) log: Mutex<BTreeMap<u64, Vec<u8>>>,
+    /// Who said something, and in which trace.
+    pub(crate) traces: Mutex<Vec<(&'static str, Option<TraceId>)>>,
     pub(crate) worker: watch::Sender<Option<WorkerCaller>>,
     pub(crate) coordinator: watch::Sender<Option<CoordinatorCaller>>,
     pub(crate) hellos: Mutex<Vec<coordinator::Hello>>,
@@ -82,6 +86,11 @@ impl Book {
     pub(crate) fn note(&self, event: impl Into<String>) {
         let event = event.into();
         self.events.send_modify(|events| events.push(event));
+    }
+
+    fn in_trace(&self, who: &'static str, trace: Option<&types::TraceContext>) {
+        let trace = trace::of_wire(trace).map(|context| context.trace);
+        self.traces.lock().unwrap().push((who, trace));
     }
 
     pub(crate) fn events(&self) -> Vec<String> {
@@ -153,6 +162,7 @@ impl Manager {
             policy: Mutex::default(),
             events: watch::Sender::default(),
             log: Mutex::default(),
+            traces: Mutex::default(),
             worker: watch::Sender::new(None),
             coordinator: watch::Sender::new(None),
             hellos: Mutex::default(),
@@ -246,6 +256,7 @@ async fn answer_worker(book: &Arc<Book>, caller: &WorkerCaller, message: worker:
     use worker::from_manager::Body;
     use worker::from_worker::Body as Asked;
     let policy = book.policy.lock().unwrap().clone();
+    book.in_trace("worker", message.trace.as_ref());
     let Some(asked) = message.body else { return };
     let renewal = matches!(asked, Asked::RenewLease(_));
     let hello = matches!(asked, Asked::Hello(_));
@@ -355,6 +366,7 @@ async fn answer_coordinator(
 ) {
     use coordinator::from_coordinator::Body as Asked;
     use coordinator::from_manager::Body;
+    let trace = message.trace;
     let Some(asked) = message.body else { return };
     let hello = matches!(asked, Asked::Hello(_));
     let body = match asked {
@@ -388,6 +400,7 @@ async fn answer_coordinator(
             Body::Accepted(coordinator::Accepted {})
         }
         Asked::SignWorker(sign) => {
+            book.in_trace("sign", trace.as_ref());
             let attempt = sign.id.unwrap().try_into().unwrap();
             Body::Signed(coordinator::Signed {
                 chain_der: book.sign_worker(&sign.request_der, attempt),

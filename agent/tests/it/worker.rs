@@ -74,6 +74,7 @@ impl Stage {
             gpus: Vec::new(),
             lease_millis: 60_000,
             accepted_at: clock.now(),
+            trace: None,
             mounted,
             surroundings: Surroundings {
                 instance: instance(),

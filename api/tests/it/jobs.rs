@@ -47,6 +47,27 @@ async fn a_job_is_accepted_read_listed_and_canceled() {
 }
 
 #[tokio::test]
+async fn a_job_goes_on_with_the_trace_of_its_caller() {
+    let studio = Studio::new().await;
+    let (app, request) = (&studio.app, studio.request());
+    let trace_of = async |answer: Value| {
+        let id = answer["id"].as_str().unwrap().parse().unwrap();
+        telecine_core::dispatch::load(&app.backend, id).await.unwrap().unwrap().trace
+    };
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let header = format!("00-{trace}-00f067aa0ba902b7-01");
+    let post = |path: &str, body: &Value, header: &str| {
+        app.call(Method::POST, path).header("traceparent", header).json(body).send()
+    };
+    let traced = post("/v1/jobs", &request, &header).await.expect(201);
+    assert_eq!(trace_of(traced).await, Some(trace.parse().unwrap()));
+    let batch = post("/v1/jobs/batch", &json!({"jobs": [request]}), &header).await.expect(200);
+    assert_eq!(trace_of(batch["data"][0]["job"].clone()).await, Some(trace.parse().unwrap()));
+    let nonsense = post("/v1/jobs", &request, "00-nonsense").await.expect(201);
+    assert_eq!(trace_of(nonsense).await, None, "as good as none");
+}
+
+#[tokio::test]
 async fn everything_wrong_with_a_job_is_said_at_once() {
     let studio = Studio::new().await;
     let mut request = studio.request();

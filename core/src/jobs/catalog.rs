@@ -11,6 +11,7 @@ use telecine_domain::id::{AccountId, RegionName, ServiceName};
 use telecine_domain::location::{ObjectKey, ObjectVersion};
 use telecine_domain::store::Store;
 use telecine_domain::time::Timestamp;
+use telecine_domain::trace::TraceId;
 use telecine_stores::{OpenedStore, StoreError};
 use tokio::sync::Mutex;
 
@@ -56,6 +57,8 @@ pub(crate) struct Catalog<'a> {
     pub(crate) backend: &'a Backend,
     pub(crate) account: AccountId,
     pub(crate) now: Timestamp,
+    /// The trace in which the request came.
+    pub(crate) trace: Option<TraceId>,
     stores: Cache<String, Option<Arc<Store>>>,
     opened: Cache<String, Result<Arc<OpenedStore>, String>>,
     factories: Cache<String, Option<Arc<Factory>>>,
@@ -68,11 +71,17 @@ impl<'a> Catalog<'a> {
             backend,
             account,
             now,
+            trace: None,
             stores: Cache::default(),
             opened: Cache::default(),
             factories: Cache::default(),
             engines: Cache::default(),
         }
+    }
+
+    /// The same for a request that came in a trace.
+    pub(crate) fn in_trace(self, trace: Option<TraceId>) -> Self {
+        Self { trace, ..self }
     }
 
     pub(crate) async fn store(&self, id_or_name: &str) -> Result<Option<Arc<Store>>, LookupError> {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use telecine_domain::id::{AccountId, JobId};
 use telecine_domain::job::{HoldReason, Job};
 use telecine_domain::time::Timestamp;
+use telecine_domain::trace::TraceId;
 
 use super::catalog::{Catalog, LookupError};
 use super::draft::{self, Draft};
@@ -109,11 +110,26 @@ pub async fn submit(
     key: Option<&IdempotencyKey>,
     now: Timestamp,
 ) -> Result<Accepted, SubmitError> {
+    submit_in(None, backend, account, body, key, now).await
+}
+
+/// Like [`submit`], for a call that came in a trace, which the job goes on with.
+///
+/// # Errors
+/// As `submit`.
+pub async fn submit_in(
+    trace: Option<TraceId>,
+    backend: &Backend,
+    account: AccountId,
+    body: &Value,
+    key: Option<&IdempotencyKey>,
+    now: Timestamp,
+) -> Result<Accepted, SubmitError> {
     let print = idempotency::fingerprint("submit", body);
     if let Some(replayed) = replay(backend, account, key, &print).await? {
         return Ok(replayed);
     }
-    let catalog = Catalog::new(backend, account, now);
+    let catalog = Catalog::new(backend, account, now).in_trace(trace);
     let mut problems = Vec::new();
     let draft = draft::read(&catalog, body, &mut problems).await?;
     accept(&catalog, draft, problems, key, &print).await
@@ -156,6 +172,21 @@ pub async fn submit_many(
     key: Option<&IdempotencyKey>,
     now: Timestamp,
 ) -> Result<AcceptedMany, SubmitError> {
+    submit_many_in(None, backend, account, bodies, key, now).await
+}
+
+/// Like [`submit_many`], for a call that came in a trace, which the jobs go on with.
+///
+/// # Errors
+/// As `submit_many`.
+pub async fn submit_many_in(
+    trace: Option<TraceId>,
+    backend: &Backend,
+    account: AccountId,
+    bodies: &[Value],
+    key: Option<&IdempotencyKey>,
+    now: Timestamp,
+) -> Result<AcceptedMany, SubmitError> {
     if bodies.len() > MAX_JOBS {
         return Err(SubmitError::TooMany(bodies.len()));
     }
@@ -170,7 +201,7 @@ pub async fn submit_many(
         return Ok(AcceptedMany { results: answered(backend, account, answer).await?, replayed: true });
     }
     let ids = ids_of(account, bodies.len(), key.zip(claim.as_ref()), now);
-    let catalog = Catalog::new(backend, account, now);
+    let catalog = Catalog::new(backend, account, now).in_trace(trace);
     let came_back = claim.is_some_and(|claim| claim.first_seen != now);
     let mut prepared = Vec::with_capacity(bodies.len());
     for (id, body) in ids.into_iter().zip(bodies) {
@@ -215,13 +246,14 @@ async fn accept(
         Some(key) => JobId::new(now, idempotency::derived(account, key, 0)),
         None => JobId::new(now, rand::random()),
     };
-    let recorded = recorded(account, id, resolved, now);
+    let recorded = recorded(account, id, resolved, now).in_trace(catalog.trace);
     let token = new_token();
     let mut writes = update::accepted(backend, &recorded, &token).await?.to_vec();
     if let Some(key) = key {
         writes.push(idempotency::claim(account, key, print, Some(json!(id)), now)?);
     }
     if settle(backend, writes, &recorded.job, &token).await? {
+        tracing::info!(job = %id, %account, trace = %recorded.job.trace_id(), "a job was accepted");
         update::hint(backend, &[&recorded.job]).await;
         return Ok(Accepted { job: recorded.job, replayed: false });
     }
@@ -258,7 +290,7 @@ async fn try_prepare(
     let draft = draft::read(catalog, body, &mut problems).await?;
     Ok(match resolve(catalog, draft, problems).await? {
         Ok(resolved) => {
-            let recorded = recorded(catalog.account, id, resolved, catalog.now);
+            let recorded = recorded(catalog.account, id, resolved, catalog.now).in_trace(catalog.trace);
             let bytes = serde_json::to_vec(&recorded.job.spec).map_or(CHUNK_BYTES, |bytes| bytes.len());
             Prepared::New(Box::new(recorded), bytes)
         }

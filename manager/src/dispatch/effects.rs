@@ -64,7 +64,8 @@ async fn send(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceId
         Ok(()) => {
             lead.metrics.assigned("accepted");
             lead.metrics.assignment_took(began.elapsed().as_secs_f64());
-            info!(%attempt, %instance, account = %job.account, region = %lead.region, "a job was assigned");
+            let trace = job.trace_id();
+            info!(%attempt, %instance, account = %job.account, region = %lead.region, %trace, "a job was assigned");
             return;
         }
         Err(refusal) => refusal,
@@ -124,7 +125,7 @@ async fn offer(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceI
         resources: Some(job.spec.resources.into()),
         lease_millis: u32::try_from(lead.config.lease.as_millis()).unwrap_or(u32::MAX),
     };
-    match coordinator.call(from_manager::Body::Assign(message), TAKING).await {
+    match coordinator.about(job).call(from_manager::Body::Assign(message), TAKING).await {
         Ok(Some(from_coordinator::Body::AssignReply(AssignReply { accepted: true, .. }))) => Ok(()),
         Ok(Some(from_coordinator::Body::AssignReply(AssignReply { failure, free, .. }))) => {
             let said = failure.and_then(|failure| Failure::try_from(failure).ok());

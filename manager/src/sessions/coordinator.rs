@@ -10,13 +10,14 @@ use telecine_domain::id::InstanceId;
 use telecine_domain::instance::InstanceProfile;
 use telecine_domain::job::JobState;
 use telecine_domain::region::RegionEvent;
+use telecine_domain::trace::TraceContext;
 use telecine_proto::calls::Demultiplexer;
 use telecine_proto::coordinator::v1::{
     Accepted, FromCoordinator, Hello, ProfileChanged, Refused, SignCoordinator, SignWorker, Signed, Verdict,
     Welcome, WorkerGone, from_coordinator, from_manager,
 };
 use telecine_proto::identity::SignedCertificate;
-use telecine_proto::{PROTOCOL_VERSION, convert};
+use telecine_proto::{PROTOCOL_VERSION, convert, trace};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
@@ -212,11 +213,12 @@ impl Session {
 
     async fn take(&self, message: FromCoordinator) -> Result<(), Status> {
         let id = message.call_id;
+        let trace = trace::of_wire(message.trace.as_ref());
         match message.body {
             Some(from_coordinator::Body::Heartbeat(_)) => Ok(()),
             Some(from_coordinator::Body::ProfileChanged(changed)) => self.profile_changed(changed).await,
-            Some(from_coordinator::Body::WorkerGone(gone)) => self.worker_gone(id, gone).await,
-            Some(from_coordinator::Body::SignWorker(sign)) => self.sign_worker(id, sign).await,
+            Some(from_coordinator::Body::WorkerGone(gone)) => self.worker_gone(id, trace, gone).await,
+            Some(from_coordinator::Body::SignWorker(sign)) => self.sign_worker(id, trace, sign).await,
             Some(from_coordinator::Body::SignCoordinator(sign)) => self.sign_coordinator(id, &sign).await,
             Some(from_coordinator::Body::Hello(_)) => Err(self.invalid("a stream has one hello")),
             Some(
@@ -236,12 +238,18 @@ impl Session {
         Ok(())
     }
 
-    async fn worker_gone(&self, id: u64, gone: WorkerGone) -> Result<(), Status> {
+    async fn worker_gone(
+        &self,
+        id: u64,
+        trace: Option<TraceContext>,
+        gone: WorkerGone,
+    ) -> Result<(), Status> {
         let attempt = convert::attempt_id(gone.id).map_err(|error| self.invalid(&error.to_string()))?;
         let failure = convert::required("failure", gone.failure)
             .and_then(Failure::try_from)
             .map_err(|error| self.invalid(&error.to_string()))?;
-        let (lead, caller, instance) = (self.lead.clone(), self.caller.clone(), self.instance);
+        let caller = self.caller.clone().in_trace(trace);
+        let (lead, instance) = (self.lead.clone(), self.instance);
         let turn = self.turn().await?;
         lead.clone().spawn(async move {
             let body = match record_gone(&lead, instance, attempt, failure).await {
@@ -258,9 +266,15 @@ impl Session {
         Ok(())
     }
 
-    async fn sign_worker(&self, id: u64, sign: SignWorker) -> Result<(), Status> {
+    async fn sign_worker(
+        &self,
+        id: u64,
+        trace: Option<TraceContext>,
+        sign: SignWorker,
+    ) -> Result<(), Status> {
         let attempt = convert::attempt_id(sign.id).map_err(|error| self.invalid(&error.to_string()))?;
-        let (lead, caller, instance) = (self.lead.clone(), self.caller.clone(), self.instance);
+        let caller = self.caller.clone().in_trace(trace);
+        let (lead, instance) = (self.lead.clone(), self.instance);
         let turn = self.turn().await?;
         lead.clone().spawn(async move {
             let result = signing::worker(&lead, instance, attempt, &sign.request_der).await;

@@ -14,11 +14,11 @@ use telecine_domain::attempt::AttemptId;
 use telecine_domain::job::Job;
 use telecine_domain::region::{LiveAttempt, RegionEvent};
 use telecine_proto::calls::Demultiplexer;
-use telecine_proto::convert;
 use telecine_proto::worker::v1::{Accepted, FromWorker, Hello, Refused, Welcome, from_manager, from_worker};
+use telecine_proto::{convert, trace};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{CERTIFICATE_CHECK, Certificate, HELLO, replaced, stepping_down};
 use crate::lead::Lead;
@@ -80,7 +80,7 @@ impl Session {
 
     /// Runs until the stream ends, or is ended with a status. What the worker reported before is recorded all the same.
     pub(super) async fn run(
-        self,
+        mut self,
         mut incoming: Demultiplexer<FromWorker>,
         mut stream: Streaming<FromWorker>,
     ) -> Result<(), Status> {
@@ -101,11 +101,13 @@ impl Session {
             info!(attempt = %self.attempt, "a worker without a right was told to stop");
             return self.say(0, refused(no)).await;
         };
+        self.caller.trace = Some(trace::begin(job.trace_id()));
+        let span = info_span!("attempt", attempt = %self.attempt, trace = %job.trace_id());
         let open = self.lead.registry.open(self.caller.clone());
         let (generation, taken) = (open.generation, open.replaced.clone());
         self.lead.registry.workers.insert(self.attempt, open);
         let ended = tokio::select! {
-            ended = self.serve(&job, hello.log_sequence, &mut incoming, &mut stream) => ended,
+            ended = self.serve(&job, hello.log_sequence, &mut incoming, &mut stream).instrument(span) => ended,
             () = taken.cancelled() => Err(replaced()),
             () = over.cancelled() => Err(stepping_down()),
         };
@@ -175,8 +177,8 @@ impl Session {
             certificate: self.certificate.clone(),
         };
         // They end by themselves when this stream has, after recording what was reported.
-        self.lead.spawn(changing.run(waiting));
-        self.lead.spawn(recorder.run());
+        self.lead.spawn(changing.run(waiting).in_current_span());
+        self.lead.spawn(recorder.run().in_current_span());
         let welcome = Welcome {
             lease_millis: millis(self.lead.config.lease),
             renew_millis: millis(self.lead.config.heartbeat),

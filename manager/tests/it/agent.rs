@@ -1,6 +1,7 @@
 //! A scripted agent: a coordinator and workers that do exactly what a test says.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
@@ -9,11 +10,13 @@ use telecine_domain::id::{InstanceId, RegionName, StoreId};
 use telecine_domain::instance::{InstanceProfile, RuntimeKind};
 use telecine_domain::manifest::{Manifest, Sealed, SealedObject};
 use telecine_domain::resources::Resources;
+use telecine_domain::trace::TraceId;
 use telecine_proto::calls::{Caller, Demultiplexer, Side, multiplex};
 use telecine_proto::coordinator::v1 as c;
 use telecine_proto::identity::{ClientIdentity, Credential, KeyAndRequest};
+use telecine_proto::types::v1::TraceContext;
 use telecine_proto::worker::v1 as w;
-use telecine_proto::{PROTOCOL_VERSION, convert};
+use telecine_proto::{PROTOCOL_VERSION, convert, trace};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -65,11 +68,19 @@ pub(crate) enum Habit {
     Mute,
 }
 
+type Traces = Arc<Mutex<Vec<Option<TraceId>>>>;
+
+pub(crate) fn trace_of(trace: Option<&TraceContext>) -> Option<TraceId> {
+    trace::of_wire(trace).map(|context| context.trace)
+}
+
 pub(crate) struct Coordinator {
     pub(crate) caller: Caller<c::FromCoordinator, c::FromManager>,
     pub(crate) welcome: c::Welcome,
     pub(crate) term: u64,
     pub(crate) asked: mpsc::UnboundedReceiver<Asked>,
+    /// The trace of everything asked.
+    pub(crate) traces: Traces,
     tasks: JoinSet<Result<(), Status>>,
 }
 
@@ -140,9 +151,10 @@ impl Coordinator {
         };
         let (asked, questions) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
-        tasks.spawn(answer(incoming, stream, caller.clone(), asked, habit));
+        let traces = Traces::default();
+        tasks.spawn(answer(incoming, stream, caller.clone(), (asked, traces.clone()), habit));
         tasks.spawn(heartbeat(caller.clone()));
-        Ok(Self { caller, welcome, term, asked: questions, tasks })
+        Ok(Self { caller, welcome, term, asked: questions, traces, tasks })
     }
 
     /// The next thing the manager asks.
@@ -229,7 +241,7 @@ async fn answer(
     mut incoming: Demultiplexer<c::FromManager>,
     mut stream: Streaming<c::FromManager>,
     caller: Caller<c::FromCoordinator, c::FromManager>,
-    asked: mpsc::UnboundedSender<Asked>,
+    (asked, traces): (mpsc::UnboundedSender<Asked>, Traces),
     habit: Habit,
 ) -> Result<(), Status> {
     use c::from_coordinator::Body as Reply;
@@ -237,6 +249,7 @@ async fn answer(
     let id = |id| convert::attempt_id(id).unwrap();
     while let Some(message) = incoming.next(&mut stream).await? {
         let call = message.call_id;
+        traces.lock().unwrap().push(trace_of(message.trace.as_ref()));
         let done = Reply::Done(c::Done::default());
         let (question, reply) = match message.body.unwrap() {
             Body::Assign(assign) => {
@@ -288,6 +301,7 @@ pub(crate) struct Worker {
     pub(crate) attempt: AttemptId,
     pub(crate) caller: Caller<w::FromWorker, w::FromManager>,
     pub(crate) welcome: w::Welcome,
+    pub(crate) trace: Option<TraceId>,
     pub(crate) credential: Credential,
     /// Stops and watch notices.
     pub(crate) told: mpsc::UnboundedReceiver<w::from_manager::Body>,
@@ -318,6 +332,7 @@ impl Worker {
         let mut client = w::worker_client::WorkerClient::new(channel);
         let mut stream = client.attach(ReceiverStream::new(feed)).await?.into_inner();
         let first: Option<w::FromManager> = incoming.next(&mut stream).await?;
+        let trace = trace_of(first.as_ref().and_then(|message| message.trace.as_ref()));
         let welcome = match first.and_then(|message| message.body) {
             Some(w::from_manager::Body::Welcome(welcome)) => welcome,
             Some(w::from_manager::Body::Refused(refused)) => return Ok(Err(refused)),
@@ -336,7 +351,7 @@ impl Worker {
             }
             Ok(())
         });
-        Ok(Ok(Self { attempt: speaks_of, caller, welcome, credential, told, tasks }))
+        Ok(Ok(Self { attempt: speaks_of, caller, welcome, trace, credential, told, tasks }))
     }
 
     pub(crate) async fn call(&self, body: w::from_worker::Body) -> w::from_manager::Body {

@@ -6,6 +6,7 @@ use serde_json::json;
 use telecine_core::{jobs, recorder};
 use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::job::{JobState, StateName};
+use telecine_domain::trace::TraceId;
 use telecine_proto::coordinator::v1::from_manager as to_coordinator;
 use telecine_proto::worker::v1::from_manager::Body;
 
@@ -46,6 +47,27 @@ async fn a_job_runs_seals_is_granted_and_published() {
     let done = world.wait_for(job, StateName::Succeeded, SOON).await;
     assert!(matches!(done.state, JobState::Succeeded { manifest, .. } if manifest == sealed));
     assert!(is_refused(&worker.renew().await, "stale"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_because_of_a_job_carries_its_trace_on_both_streams() {
+    let world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let body = world.body("out.mp4", &json!({}));
+    let caller: TraceId = "4bf92f3577b34da6a3ce929d0e0e4736".parse().unwrap();
+    let submitted = jobs::submit_in(Some(caller), &world.backend, world.account, &body, None, world.now());
+    submitted.await.unwrap();
+    let attempt = coordinator.assigned().await;
+    let worker = Worker::start(&world, &coordinator, attempt).await;
+    assert_eq!(worker.trace, Some(caller));
+    worker.die().await;
+    coordinator.worker_gone(attempt).await;
+    assert_eq!(coordinator.next().await, Asked::Close(attempt));
+    assert_eq!(*coordinator.traces.lock().unwrap(), vec![Some(caller); 2], "the assignment and the closing");
+    // A job that was submitted in no trace has its own.
+    let own = world.submit("own.mp4", json!({"priority": 900})).await;
+    assert_eq!(coordinator.assigned().await.job, own);
+    assert_eq!(coordinator.traces.lock().unwrap().last(), Some(&Some(TraceId::of_job(own))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -127,7 +127,7 @@ impl World {
         Dialer::new(self.network.clone(), self.authority.certificate_pem(), identity, self.clock).unwrap()
     }
 
-    fn body(&self, output: &str, more: &Value) -> Value {
+    pub(crate) fn body(&self, output: &str, more: &Value) -> Value {
         let mut body = json!({
             "service": "stub",
             "composition": {

@@ -2,11 +2,12 @@
 
 use axum::extract::{Path, State};
 use axum::response::Response;
-use http::StatusCode;
 use http::header::{HeaderValue, LOCATION};
+use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use telecine_core::jobs::{self, Accepted, Refusal, SubmitError};
 use telecine_domain::id::JobId;
+use telecine_domain::trace::{TraceContext, TraceId};
 
 use crate::auth::Writer;
 use crate::body::{self, Json, NoBody};
@@ -25,11 +26,12 @@ pub(crate) async fn submit(
     State(state): State<ApiState>,
     caller: Writer,
     keyed: Keyed,
+    headers: HeaderMap,
     Json { value, .. }: Json<Value>,
 ) -> Result<Response, Problem> {
     let _working = keyed.enter(&state, caller.account())?;
-    let accepted =
-        jobs::submit(&state.backend, caller.account(), &value, keyed.key.as_ref(), state.now()).await?;
+    let (trace, account, key) = (trace_of(&headers), caller.account(), keyed.key.as_ref());
+    let accepted = jobs::submit_in(trace, &state.backend, account, &value, key, state.now()).await?;
     created(accepted)
 }
 
@@ -40,12 +42,12 @@ pub(crate) async fn batch(
     State(state): State<ApiState>,
     caller: Writer,
     keyed: Keyed,
+    headers: HeaderMap,
     Json { value, .. }: Json<Batch>,
 ) -> Result<Response, Problem> {
     let _working = keyed.enter(&state, caller.account())?;
-    let many =
-        jobs::submit_many(&state.backend, caller.account(), &value.jobs, keyed.key.as_ref(), state.now())
-            .await?;
+    let (trace, account, key) = (trace_of(&headers), caller.account(), keyed.key.as_ref());
+    let many = jobs::submit_many_in(trace, &state.backend, account, &value.jobs, key, state.now()).await?;
     let data = many.results.into_iter().map(item).collect();
     Ok(marked(body::answer(StatusCode::OK, &SubmittedBatch { data })?, many.replayed))
 }
@@ -72,6 +74,12 @@ pub(crate) async fn retry(
 #[serde(deny_unknown_fields)]
 pub(crate) struct Batch {
     jobs: Vec<Value>,
+}
+
+/// The trace that the caller is in; a header that is no `traceparent` is as good as none, as W3C Trace Context asks.
+fn trace_of(headers: &HeaderMap) -> Option<TraceId> {
+    let context = headers.get("traceparent")?.to_str().ok()?.parse::<TraceContext>().ok()?;
+    Some(context.trace)
 }
 
 fn created(accepted: Accepted) -> Result<Response, Problem> {
