@@ -18,8 +18,8 @@ use telecine_proto::worker::v1::worker_server::Worker;
 use telecine_proto::{MAX_MESSAGE_BYTES, coordinator as coordinator_proto, serve, worker as worker_proto};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming};
-use tracing::{info, warn};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
 
 use crate::lead::Lead;
 use crate::metrics::{Refusal, RegionMetrics};
@@ -139,7 +139,11 @@ impl Coordinator for Sessions {
         let session = coordinator::Session::new(lead.clone(), instance, caller, certificate);
         lead.spawn(async move {
             if let Err(status) = session.run(incoming, request.into_inner()).await {
-                info!(%instance, %status, "a coordinator's stream was ended");
+                if is_broken_off(&status) {
+                    debug!(%instance, %status, "a coordinator has broken its stream off");
+                } else {
+                    info!(%instance, %status, "a coordinator's stream was ended");
+                }
                 // The peer may be gone already.
                 let _gone = ended.send(status);
             }
@@ -168,7 +172,11 @@ impl Worker for Sessions {
         let session = worker::Session::new(lead.clone(), attempt, caller, certificate);
         lead.spawn(async move {
             if let Err(status) = session.run(incoming, request.into_inner()).await {
-                info!(%attempt, %status, "a worker's stream was ended");
+                if is_broken_off(&status) {
+                    debug!(%attempt, %status, "a worker has broken its stream off");
+                } else {
+                    info!(%attempt, %status, "a worker's stream was ended");
+                }
                 // The peer may be gone already.
                 let _gone = ended.send(status);
             }
@@ -205,6 +213,12 @@ impl Certificate {
     }
 }
 
+/// Whether the peer went away in the middle, as a process does that ends: gRPC's words for what HTTP/2 or the connection
+/// reported. We end a stream ourselves with other codes.
+fn is_broken_off(status: &Status) -> bool {
+    matches!(status.code(), Code::Unknown | Code::Cancelled)
+}
+
 fn stepping_down() -> Status {
     Status::unavailable("this manager does not lead the region any more; try the next address")
 }
@@ -235,5 +249,18 @@ impl<T> Stream for SessionStream<T> {
             Poll::Ready(Err(_)) => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_end_ourselves_is_said_aloud() {
+        assert!(is_broken_off(&Status::unknown("h2 protocol error: error reading a body from connection")));
+        assert!(is_broken_off(&Status::cancelled("stream closed")));
+        assert!(![stepping_down(), replaced()].iter().any(is_broken_off));
+        assert!(!is_broken_off(&Status::deadline_exceeded("no heartbeat came in time")));
     }
 }
