@@ -2,8 +2,8 @@
 //!
 //! `job.state` carries one change of the job; its id is the job's version, so `Last-Event-ID` resumes without a gap.
 //! `job.progress` has no id: what was missed is older than what comes. The stream ends after the terminal state.
-//! It wakes when something was written through this process, at most ten times a second, and looks once a second
-//! besides, for what other processes write.
+//! It wakes when something was written through this process and looks once a second besides, for what other processes
+//! write. What concerns the job is told at once; while others' writes wake it, it looks at most ten times a second.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -27,8 +27,10 @@ use crate::state::ApiState;
 use crate::view::attempt;
 use crate::view::job::StateEvent;
 
-/// Shortest time between two looks at the records.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// Time between two looks at the records after one that found something.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+/// What the time between two looks grows to, twofold with each that found nothing, while others' writes wake it.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 /// Longest time between two looks at the records.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Time between two comments on a stream where nothing happens.
@@ -87,6 +89,8 @@ struct Follower {
     /// Whether it had not ended when the stream began: only then is it worth a mark.
     live: bool,
     ended: bool,
+    /// Time until the next look, however soon something is written.
+    rest: Duration,
 }
 
 impl Follower {
@@ -103,6 +107,7 @@ impl Follower {
             ready,
             live: true,
             ended: false,
+            rest: SHORTEST_PAUSE,
         }
     }
 
@@ -126,8 +131,13 @@ impl Follower {
                 tracing::warn!(detail = problem.detail, job = %self.job, "an event stream ends early");
                 return None;
             }
-            if self.ready.is_empty() && !self.ended && !self.pause().await {
-                return None;
+            if !self.ready.is_empty() {
+                self.rest = SHORTEST_PAUSE;
+            } else if !self.ended {
+                if !self.pause().await {
+                    return None;
+                }
+                self.rest = (self.rest * 2).min(LONGEST_REST);
             }
         }
     }
@@ -135,7 +145,7 @@ impl Follower {
     /// Waits until there may be something new; `false` when the process is about to end.
     async fn pause(&mut self) -> bool {
         let changed = async {
-            tokio::time::sleep(SHORTEST_PAUSE).await;
+            tokio::time::sleep(self.rest).await;
             // A table that is gone wakes nobody: the timer is left.
             if self.revision.changed().await.is_err() {
                 std::future::pending::<()>().await;

@@ -111,6 +111,22 @@ async fn a_job_is_followed_to_its_end_and_resumed_without_a_gap() {
     wrong.send().await.problem(400, "invalid_header");
 }
 
+#[tokio::test(start_paused = true)]
+async fn changes_of_the_job_are_told_without_a_pause() {
+    let studio = Studio::new().await;
+    let job: JobId = studio.submitted().await["id"].as_str().unwrap().parse().unwrap();
+    let mut events = Events::open(&studio, &job, None).await;
+    assert_eq!(events.state().await, "queued");
+    let start = tokio::time::Instant::now();
+    let attempt = assigned(&studio, job).await;
+    assert_eq!(events.state().await, "assigned");
+    dispatch::started(&studio.app.backend, attempt, studio.app.now()).await.unwrap();
+    assert_eq!(events.state().await, "starting");
+    dispatch::engine_running(&studio.app.backend, attempt, studio.app.now()).await.unwrap();
+    assert_eq!(events.state().await, "running");
+    assert!(start.elapsed() < Duration::from_millis(50), "took {:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn a_log_is_read_followed_and_told_line_by_line() {
     let studio = Studio::new().await;

@@ -40,6 +40,11 @@ impl Docker {
         Ok(serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
+    /// Fetches an image by digest, so that neither side of a comparison pays for it.
+    pub(crate) async fn pull(&mut self, image: &str) -> Result<()> {
+        self.call("POST", &format!("/images/create?fromImage={image}"), None).await.map(drop)
+    }
+
     /// Creates, starts, waits for and removes a container; returns its exit code.
     pub(crate) async fn run(
         &mut self,

@@ -22,6 +22,7 @@ pub(crate) async fn one_container_at_a_time(figures: &mut Figures) -> Result<()>
     let client = Client::of(&up);
     client.publish("noop", json!({"kind": "plain", "image": image})).await?;
     let mut docker = Docker::connect().await?;
+    docker.pull(&image).await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for run in 0..RUNS + 3 {
         let start = Instant::now();

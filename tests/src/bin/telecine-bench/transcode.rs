@@ -36,6 +36,7 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
         json!({"kind": "plain", "image": image, "arguments": arguments("{input.source}", "{output.made}")});
     client.publish("ffmpeg", launch).await?;
     let mut docker = Docker::connect().await?;
+    docker.pull(&image).await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for run in 0..=RUNS {
         let start = Instant::now();
