@@ -116,11 +116,16 @@ fn place_first(
     reasons: &mut Vec<Reason>,
 ) -> Vec<demand::Line> {
     let queue = demand::lines(&snapshot.queue, policy);
-    let mut demand = fleet.place_first(&queue, market, policy, now);
+    let demand = fleet.place_first(&queue, market, policy, now);
     let count = |lines: &[demand::Line]| lines.iter().map(|line| line.count).fold(0, u32::saturating_add);
     let jobs = count(&queue).saturating_sub(count(&demand));
     if jobs > 0 {
         reasons.push(Reason::Expected { jobs });
+    }
+    let (settling, mut demand): (Vec<_>, Vec<_>) =
+        demand.into_iter().partition(|line| line.settles(policy, now));
+    if !settling.is_empty() {
+        reasons.push(Reason::Settling { jobs: count(&settling) });
     }
     let mut others = demand::replacements(snapshot, now);
     others.extend(demand::headroom(policy, now));

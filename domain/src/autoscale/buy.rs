@@ -88,17 +88,19 @@ impl<'t, 'a> Purchase<'t, 'a> {
             demand.into_iter().partition(|line| line.load.need.gpu_milli > 0);
         for mut lines in [without, with_gpu] {
             lines.sort_by_key(|line| std::cmp::Reverse(line.load.expected_ms));
+            let worths: Vec<Cost> =
+                lines.iter().map(|line| self.market.worth(&line.load, self.policy)).collect();
             for head in 0..lines.len() {
-                while lines[head].count > 0 && self.buy_one_kind(&mut lines, head) {}
+                while lines[head].count > 0 && self.buy_one_kind(&mut lines, &worths, head) {}
             }
         }
     }
 
     /// Buys instances of the pool that is best for the first line; `false` when there is none.
-    fn buy_one_kind(&mut self, lines: &mut [Line], head: usize) -> bool {
+    fn buy_one_kind(&mut self, lines: &mut [Line], worths: &[Cost], head: usize) -> bool {
         let mut packages: Vec<Package> = (0..self.market.offers.len())
             .filter(|&offer| self.may_buy(offer) && self.market.offers[offer].suits(&lines[head].load))
-            .map(|offer| self.fill(offer, lines, head))
+            .map(|offer| self.fill(offer, lines, worths, head))
             .collect();
         packages.sort_by(Package::compare);
         let mut ranked = packages.into_iter();
@@ -125,8 +127,8 @@ impl<'t, 'a> Purchase<'t, 'a> {
         self.market.offers[offer].left() > 0 && !self.forbidden.iter().any(|&(index, _)| index == offer)
     }
 
-    /// Fills one instance from the lines, beginning with the first.
-    fn fill(&self, index: usize, lines: &[Line], head: usize) -> Package {
+    /// Fills one instance from the lines, beginning with `head`. `worths` has what running one of each line is worth.
+    fn fill(&self, index: usize, lines: &[Line], worths: &[Cost], head: usize) -> Package {
         let offer = &self.market.offers[index];
         let (mut free, mut misses) = (offer.pool.capacity, 0);
         let (mut taken, mut worth, mut span_ms) = (Vec::new(), 0, SHORTEST_SPAN_MS);
@@ -142,8 +144,7 @@ impl<'t, 'a> Purchase<'t, 'a> {
             }
             free = free.minus(&line.load.need.times(u64::from(count)));
             span_ms = span_ms.max(line.load.run_ms(offer.pool.speed_milli));
-            let each = self.market.worth(&line.load, self.policy);
-            worth = Cost::saturating_add(worth, each.saturating_mul(Cost::from(count)));
+            worth = Cost::saturating_add(worth, worths[position].saturating_mul(Cost::from(count)));
             taken.push((position, count));
         }
         Package { offer: index, taken, cost: self.cost(offer, span_ms), worth, span_ms }

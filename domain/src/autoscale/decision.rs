@@ -144,6 +144,11 @@ pub enum Reason {
         /// How many.
         jobs: u32,
     },
+    /// Jobs wait a little before anything is bought for them: what runs may end meanwhile.
+    Settling {
+        /// How many.
+        jobs: u32,
+    },
     /// Jobs wait, and no pool could ever hold one of them.
     NothingFits {
         /// What one needs.

@@ -26,6 +26,18 @@ pub(super) struct Line {
     pub(super) load: Load,
     pub(super) count: u32,
     pub(super) want: Want,
+    /// When the oldest of them began to wait.
+    pub(super) since: Timestamp,
+}
+
+impl Line {
+    /// Whether it is too early to buy for it.
+    pub(super) fn settles(&self, policy: &Policy, now: Timestamp) -> bool {
+        let settled = self.since.as_millis().saturating_add(policy.settle_ms);
+        self.want == Want::Jobs
+            && now.as_millis() < settled
+            && policy.patience.has_slack(self.load.start_by, now)
+    }
 }
 
 /// A place for loads.
@@ -202,6 +214,7 @@ pub(super) fn lines(queue: &[Waiting], policy: &Policy) -> Vec<Line> {
         },
         count: waiting.count,
         want: Want::Jobs,
+        since: waiting.oldest,
     };
     waiting.into_iter().map(line).collect()
 }
@@ -221,6 +234,7 @@ pub(super) fn replacements(snapshot: &Snapshot, now: Timestamp) -> Vec<Line> {
         },
         count: 1,
         want: Want::Replacement(facts.id),
+        since: now,
     };
     doomed.map(line).collect()
 }
@@ -236,6 +250,7 @@ pub(super) fn headroom(policy: &Policy, now: Timestamp) -> Vec<Line> {
         },
         count: headroom.count,
         want: Want::Headroom,
+        since: now,
     };
     policy.headroom.iter().map(line).collect()
 }

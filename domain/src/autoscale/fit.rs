@@ -113,9 +113,12 @@ fn is_dear(extension: Cost, alone: Cost, policy: &Policy) -> bool {
 /// How well a job goes somewhere: the cheaper, then the tighter, then the sooner, the better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score {
-    extension: Cost,
-    left: u64,
-    from: Timestamp,
+    /// What it costs to add the job.
+    pub extension: Cost,
+    /// What stays free, as the sum of shares in thousandths.
+    pub left: u64,
+    /// When it could start.
+    pub from: Timestamp,
 }
 
 /// Multiplies a price by the work that interruptions make it do again.

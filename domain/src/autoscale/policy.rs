@@ -18,6 +18,8 @@ pub struct Policy {
     pub caps: Caps,
     /// When a queued job waits for something cheaper than what has room for it.
     pub patience: Patience,
+    /// Demand is bought for only after it has waited so long, unless it could be late: what runs may end meanwhile.
+    pub settle_ms: u64,
     /// How long an instance may be idle.
     pub idle: IdleRule,
     /// What is kept free for jobs to come.
@@ -91,7 +93,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { extension_milli: 1250, reserve_ms: 200_000, least_wait_ms: 180_000, most_wait_ms: 1_800_000 }
+        Self { extension_milli: 1050, reserve_ms: 200_000, least_wait_ms: 180_000, most_wait_ms: 1_800_000 }
     }
 }
 
@@ -104,7 +106,12 @@ impl Patience {
 
     /// Whether a job that ought to start by then may still wait for something cheaper.
     pub fn may_wait(&self, start_by: Timestamp, now: Timestamp) -> bool {
-        self.extension_milli > 0 && now.as_millis().saturating_add(self.reserve_ms) < start_by.as_millis()
+        self.extension_milli > 0 && self.has_slack(start_by, now)
+    }
+
+    /// Whether so much is left before the job ought to start that a boot cannot make it late.
+    pub fn has_slack(&self, start_by: Timestamp, now: Timestamp) -> bool {
+        now.as_millis().saturating_add(self.reserve_ms) < start_by.as_millis()
     }
 }
 
@@ -239,6 +246,7 @@ impl Policy {
             marks: Marks::default(),
             caps: Caps::default(),
             patience: Patience::default(),
+            settle_ms: 0,
             idle: IdleRule::default(),
             headroom: Vec::new(),
             schedules: Vec::new(),
@@ -257,7 +265,8 @@ impl Policy {
     /// Few launches, and none soon after a removal: larger instances that stay a while, jobs go wherever there is room.
     pub fn calm() -> Self {
         Self {
-            patience: Patience { extension_milli: 0, ..Patience::default() },
+            patience: Patience { extension_milli: 0, reserve_ms: 150_000, ..Patience::default() },
+            settle_ms: 60_000,
             idle: IdleRule { boots_milli: 3300, ..IdleRule::default() },
             launch_cost_micros: 20_000,
             retire_milli: 100,

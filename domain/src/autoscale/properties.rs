@@ -171,8 +171,8 @@ proptest! {
     ) {
         snapshot.queue.truncate(1);
         snapshot.instances.iter_mut().for_each(|facts| facts.notice = None);
-        // What ends would make room below a cap.
-        let policy = Policy { caps: Caps::default(), ..policy };
+        // What ends would make room below a cap, and what settles is bought for a little later.
+        let policy = Policy { caps: Caps::default(), settle_ms: 0, ..policy };
         let first = decide(&snapshot, &policy, at(200));
         let next = carried_out(&snapshot, &first, at(201));
         let second = decide(&next, &policy, at(201));
@@ -221,6 +221,7 @@ proptest! {
         });
         let of_reasons = decision.reasons.iter().map(|reason| match *reason {
             Reason::Expected { jobs }
+            | Reason::Settling { jobs }
             | Reason::NothingFits { jobs, .. }
             | Reason::NoPoolOpen { jobs, .. }
             | Reason::CapReached { jobs, .. } => jobs,

@@ -264,6 +264,19 @@ fn minima_schedules_headroom_and_standby_are_kept() {
 }
 
 #[test]
+fn demand_settles_before_it_is_bought_unless_it_could_be_late() {
+    let mut snapshot = Snapshot { queue: vec![waiting(cores(4, 6), 2, 30)], ..empty() };
+    let policy = Policy { settle_ms: 60_000, ..Policy::thrift() };
+    let decision = decide(&snapshot, &policy, at(0));
+    assert_eq!((decision.actions, decision.reasons), (vec![], vec![Reason::Settling { jobs: 2 }]));
+    snapshot.queue[0].start_by = Some(at(200));
+    assert_eq!(launches(&decide(&snapshot, &policy, at(0))), [("small", 2)]);
+    snapshot.queue[0].start_by = None;
+    snapshot.observed_at = at(60);
+    assert_eq!(launches(&decide(&snapshot, &policy, at(60))), [("small", 2)]);
+}
+
+#[test]
 fn an_idle_instance_is_held_as_long_as_it_would_take_to_boot_again() {
     let snapshot = Snapshot { observed_at: at(89), instances: vec![idle(1)], ..empty() };
     let idle_rule = IdleRule { boots_milli: 1000, ..IdleRule::default() };
