@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::{
-    completions, daemons, doctor, engines, factories, instances, jobs, keys, regions, stop, stores, up,
+    completions, daemons, doctor, engines, factories, instances, jobs, keys, regions, simulate, stop, stores,
+    up,
 };
 
 const EXAMPLES: &str = "\
@@ -125,6 +126,8 @@ pub(crate) enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(keys::Command),
+    /// See what a scaling policy would cost on a workload
+    Simulate(simulate::Arguments),
     /// Check this machine and say how to mend what is wrong
     Doctor(doctor::Arguments),
     /// Print the completions of a shell
@@ -150,6 +153,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Instances(command) => done(instances::run(&global, command).await),
         Command::Regions(command) => done(regions::run(&global, command).await),
         Command::Keys(command) => done(keys::run(&global, command).await),
+        Command::Simulate(arguments) => simulate::run(&global, &arguments),
         Command::Doctor(arguments) => doctor::run(&global, arguments).await,
         Command::Completions(arguments) => done(completions::run(&arguments)),
     }

@@ -21,6 +21,7 @@ mod pages;
 mod process;
 mod quantity;
 mod regions;
+mod simulate;
 mod stop;
 mod stores;
 mod up;

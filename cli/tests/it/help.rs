@@ -15,10 +15,11 @@ async fn the_top_level_is_as_agreed() {
 
 #[tokio::test]
 async fn every_verb_teaches_by_example() {
-    let verbs: [&[&str]; 34] = [
+    let verbs: [&[&str]; 35] = [
         &["up"],
         &["stop"],
         &["agent"],
+        &["simulate"],
         &["doctor"],
         &["completions"],
         &["jobs", "submit"],

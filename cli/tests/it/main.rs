@@ -3,4 +3,5 @@
 mod exits;
 mod help;
 mod server;
+mod simulate;
 mod verbs;
