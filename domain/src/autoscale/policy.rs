@@ -266,7 +266,7 @@ impl Policy {
     pub fn calm() -> Self {
         Self {
             patience: Patience { extension_milli: 0, reserve_ms: 150_000, ..Patience::default() },
-            settle_ms: 60_000,
+            settle_ms: 120_000,
             idle: IdleRule { boots_milli: 3300, ..IdleRule::default() },
             launch_cost_micros: 20_000,
             retire_milli: 100,
