@@ -65,6 +65,11 @@ macro_rules! identifier {
                 self.0
             }
 
+            /// The identifier with these bits.
+            pub const fn from_bits(bits: u128) -> Self {
+                Self(bits)
+            }
+
             /// When it was made, to the millisecond.
             pub const fn created_at(self) -> Timestamp {
                 Timestamp::from_millis((self.0 >> 80) as u64)

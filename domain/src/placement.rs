@@ -225,7 +225,12 @@ fn takes(request: &Request, candidate: &Candidate<'_>) -> bool {
     could_take(request, candidate) && request.resources.fits_in(&candidate.free)
 }
 
-fn preference(request: &Request, candidate: &Candidate<'_>, policy: &Policy) -> (bool, u32, u64, InstanceId) {
+/// The order of preference between instances that take a request: the least comes first.
+pub(crate) fn preference(
+    request: &Request,
+    candidate: &Candidate<'_>,
+    policy: &Policy,
+) -> (bool, u32, u64, InstanceId) {
     let cached = request.image.as_ref().is_none_or(|image| candidate.cached_images.contains(image));
     let left = candidate.free.saturating_sub(&request.resources);
     (

@@ -4,6 +4,8 @@
 //! the leases. The table stays the truth: an action is a proposal that the manager carries out with a conditional
 //! write, and every event may arrive twice, late, or about something that is not known here.
 //!
+//! Which job goes first, and how a decision stays cheap with a million jobs waiting, is told in `assign` and `queue`.
+//!
 //! Feed the live attempts of the table before the hellos of the instances, so that no capacity is given out twice.
 //!
 //! Invariant: what is allocated on an instance is the sum of what its live attempts and assignments in flight need, and
@@ -14,42 +16,62 @@
 mod assign;
 mod fleet;
 mod lease;
+mod limits;
+mod order;
 mod queue;
 mod refusal;
+mod room;
+mod shape;
+mod share;
 #[cfg(test)]
 mod tests;
 mod timers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptId;
-use crate::id::{AccountId, Epoch, InstanceId, JobId};
+use crate::id::{AccountId, Epoch, FactoryId, InstanceId, JobId};
 use crate::instance::{Instance, InstanceProfile, InstanceState};
 use crate::job::{Job, JobState};
 use crate::placement::{Policy, Request, Unplaceable, place};
 use crate::resources::Resources;
 use crate::time::Timestamp;
 
+use assign::Reservations;
 use fleet::{Fleet, Slot};
 use lease::Live;
-use queue::{Queue, Rank};
+use limits::Running;
+use queue::Queue;
+use share::{Charge, Usage};
 use timers::{Timer, Timers};
 
+pub use assign::Aging;
+pub use limits::{LimitReached, LimitedBy, Limits};
+pub use share::FairShare;
+
 /// What may be chosen about a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionConfig {
     /// How long an attempt may be silent before it is lost.
     pub lease: Duration,
     /// How placement chooses.
     pub policy: Policy,
-    /// After this wait, the first job that fits no free capacity keeps one instance from being filled by later jobs.
+    /// A job that has stood among the first for so long without fitting anywhere keeps one instance from being filled
+    /// by later jobs.
     pub reserve_after: Duration,
     /// Pause before a job whose assignment failed is assigned again; also the first pause of an instance that refused
     /// for want of room, doubled with each refusal until it begins an attempt.
     pub refusal_pause: Duration,
+    /// How accounts share what there is.
+    pub fair_share: FairShare,
+    /// How jobs that have waited long are kept from starving.
+    pub aging: Aging,
+    /// How many attempts there may be at the same time.
+    pub limits: Limits,
 }
 
 impl Default for RegionConfig {
@@ -59,6 +81,9 @@ impl Default for RegionConfig {
             policy: Policy::default(),
             reserve_after: Duration::from_secs(60),
             refusal_pause: Duration::from_secs(1),
+            fair_share: FairShare::default(),
+            aging: Aging::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -70,8 +95,10 @@ pub struct QueuedJob {
     pub id: JobId,
     /// Whose it is.
     pub account: AccountId,
+    /// The factory that made it.
+    pub factory: Option<FactoryId>,
     /// What it asks for.
-    pub request: Request,
+    pub request: Arc<Request>,
     /// 0 to 1000, higher first.
     pub priority: u16,
     /// When it first entered the queue.
@@ -93,7 +120,8 @@ impl QueuedJob {
         Some(Self {
             id: job.id,
             account: job.account,
-            request: Request::of(&job.spec),
+            factory: job.spec.origin.factory(),
+            request: Arc::new(Request::of(&job.spec)),
             priority: job.spec.priority,
             queued_at: job.queued_at.unwrap_or(job.created_at),
             not_before: *not_before,
@@ -109,6 +137,10 @@ impl QueuedJob {
 pub struct LiveAttempt {
     /// Which one.
     pub id: AttemptId,
+    /// Whose job it runs.
+    pub account: AccountId,
+    /// The factory that made its job.
+    pub factory: Option<FactoryId>,
     /// Where it runs.
     pub instance: InstanceId,
     /// What it holds there.
@@ -125,6 +157,8 @@ impl LiveAttempt {
         let (id, run) = (job.live_attempt()?, job.state.run()?);
         Some(Self {
             id,
+            account: job.account,
+            factory: job.spec.origin.factory(),
             instance: run.instance,
             resources: job.spec.resources,
             total_deadline: job.total_deadline(),
@@ -275,13 +309,7 @@ struct InFlight {
     assigned_from: Epoch,
     /// What the ledger holds for it (the job's request may change meanwhile).
     resources: Resources,
-}
-
-/// Keeps an instance from being filled by jobs that rank after the one that waits for it.
-#[derive(Clone, Copy, Debug)]
-struct Reservation {
-    job: JobId,
-    instance: InstanceId,
+    charge: Charge,
 }
 
 /// The scheduler of one region.
@@ -293,7 +321,15 @@ pub struct Region {
     live: BTreeMap<AttemptId, Live>,
     fleet: Fleet,
     timers: Timers,
-    reservation: Option<Reservation>,
+    running: Running,
+    usage: Usage,
+    reservations: Reservations,
+    /// Rows of the fleet in which something has changed for the better since the last pass.
+    freed: Vec<u32>,
+    /// Grows with every change of what instances are (not of what is free on them).
+    fleet_version: u64,
+    /// Assignments since one went to a job that has waited too long, while such a job waits.
+    turn: u32,
     /// Granted attempts whose worker is silent and for which no instance was there.
     unpublished: BTreeSet<AttemptId>,
 }
@@ -308,7 +344,12 @@ impl Region {
             live: BTreeMap::new(),
             fleet: Fleet::default(),
             timers: Timers::default(),
-            reservation: None,
+            running: Running::default(),
+            usage: Usage::default(),
+            reservations: Reservations::default(),
+            freed: Vec::new(),
+            fleet_version: 0,
+            turn: 0,
             unpublished: BTreeSet::new(),
         }
     }
@@ -320,7 +361,7 @@ impl Region {
             RegionEvent::JobQueued(job) => self.job_queued(job, now),
             RegionEvent::JobLeft(job) => self.job_left(job),
             RegionEvent::AttemptLive(attempt) => self.attempt_live(attempt, now),
-            RegionEvent::AttemptOver(attempt) => self.attempt_over(attempt),
+            RegionEvent::AttemptOver(attempt) => self.attempt_over(attempt, now),
             RegionEvent::AssignmentFailed { job, instance, requeue } => {
                 self.assignment_failed(job, instance, requeue, now);
             }
@@ -335,7 +376,7 @@ impl Region {
             RegionEvent::Renewed(attempt) => self.renewed(attempt, now),
             RegionEvent::Tick => {}
         }
-        for timer in self.timers.take_due(now) {
+        for timer in self.take_due(now) {
             self.fire(timer, now, &mut actions);
         }
         self.assign(now, &mut actions);
@@ -344,7 +385,7 @@ impl Region {
 
     /// When [`Self::handle`] has something to do next although nothing happens.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.timers.first()
+        self.timers.first().into_iter().chain(self.queue.first_expiry()).min()
     }
 
     /// Every known instance, by id.
@@ -369,12 +410,7 @@ impl Region {
 
     /// How full the connected instances are.
     pub fn occupancy(&self) -> Occupancy {
-        let connected =
-            |slot: &&Slot| !matches!(slot.state(), InstanceState::Disconnected | InstanceState::Lost);
-        self.fleet.slots().filter(connected).fold(Occupancy::default(), |sum, slot| Occupancy {
-            capacity: sum.capacity.saturating_add(&slot.profile.capacity),
-            allocated: sum.allocated.saturating_add(&slot.allocated),
-        })
+        Occupancy { capacity: self.fleet.capacity(), allocated: self.fleet.allocated() }
     }
 
     /// How many jobs wait, those in a pause included and assignments in flight not.
@@ -383,13 +419,18 @@ impl Region {
     }
 
     /// The waiting jobs, by id.
-    pub fn queued(&self) -> impl Iterator<Item = &QueuedJob> {
-        self.queue.jobs()
+    pub fn queued(&self) -> impl Iterator<Item = JobId> {
+        self.queue.ids()
+    }
+
+    /// What a waiting job is.
+    pub fn queued_job(&self, job: JobId) -> Option<QueuedJob> {
+        self.queue.job(job)
     }
 
     /// How many jobs stand before this one; `None` when it does not wait.
     pub fn queued_ahead(&self, job: JobId) -> Option<usize> {
-        self.queue.job(job).map(|job| self.queue.ahead_of(job))
+        self.queue.job(job).map(|job| self.queue.ahead_of(&job))
     }
 
     /// Why a waiting job is not placed; `None` when it does not wait, or waits for its turn only.
@@ -398,12 +439,18 @@ impl Region {
         place(&job.request, self.fleet.candidates(), &self.config.policy).err()
     }
 
+    /// The limit that keeps a waiting job back, if one does.
+    pub fn limit_of(&self, job: JobId) -> Option<LimitReached> {
+        let job = self.queue.job(job)?;
+        self.running.reached(&self.config.limits, job.account, job.factory)
+    }
+
     fn job_queued(&mut self, job: QueuedJob, now: Timestamp) {
         if let Some(live) = self.live_attempt_of(job.id) {
             if live.epoch > job.epoch {
                 return;
             }
-            self.attempt_over(live);
+            self.attempt_over(live, now);
         }
         if let Some(in_flight) = self.in_flight.get_mut(&job.id) {
             if job.epoch >= in_flight.job.epoch {
@@ -411,7 +458,7 @@ impl Region {
             }
             return;
         }
-        if self.queue.job(job.id).is_some_and(|known| known.epoch > job.epoch || *known == job) {
+        if self.queue.job(job.id).is_some_and(|known| known.epoch > job.epoch || known == job) {
             return;
         }
         self.job_left(job.id);
@@ -422,8 +469,9 @@ impl Region {
     fn enqueue(&mut self, job: QueuedJob, not_before: Option<Timestamp>, now: Timestamp) {
         let pause = job.not_before.max(not_before).filter(|&time| time > now);
         let expired = [job.queue_deadline, job.total_deadline].into_iter().flatten().any(|at| at <= now);
-        self.timers.set_or_cancel(Timer::Pause(job.id), pause);
-        self.timers.set_or_cancel(Timer::QueueDeadline(job.id), job.queue_deadline);
+        if let Some(until) = pause {
+            self.timers.set(Timer::Pause(job.id), until);
+        }
         self.timers.set_or_cancel(Timer::TotalDeadline(job.id), job.total_deadline);
         self.queue.insert(job, pause.is_none() && !expired);
     }
@@ -439,18 +487,27 @@ impl Region {
         let left = self.queue.remove(job)?;
         self.timers.cancel(Timer::Pause(job));
         self.timers.cancel(Timer::QueueDeadline(job));
-        self.drop_reservation_of(job);
+        self.drop_reservations_of(job);
         Some(left)
+    }
+
+    /// Takes out what is due, the earliest first.
+    fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
+        let mut due = self.timers.take_due(now);
+        let expired = self.queue.take_expired(now);
+        due.extend(expired.into_iter().map(|(at, job)| (at, Timer::QueueDeadline(job))));
+        due.sort_unstable();
+        due.into_iter().map(|(_, timer)| timer).collect()
     }
 
     fn assignment_failed(&mut self, job: JobId, instance: InstanceId, requeue: bool, now: Timestamp) {
         let again = if self.in_flight.get(&job).is_some_and(|flight| flight.instance == instance) {
             let flight = self.in_flight.remove(&job).expect("looked up above");
-            self.release(flight.instance, &flight.resources);
+            self.end(job, flight.instance, &flight.charge, now);
             let newer = flight.job.epoch > flight.assigned_from;
             (requeue || newer).then_some(flight.job)
         } else {
-            self.recorded_assignment_failed(job, instance, requeue)
+            self.recorded_assignment_failed(job, instance, requeue, now)
         };
         match again {
             Some(queued) => {
@@ -467,11 +524,12 @@ impl Region {
         job: JobId,
         instance: InstanceId,
         requeue: bool,
+        now: Timestamp,
     ) -> Option<QueuedJob> {
         let attempt = self.live_attempt_of(job)?;
         let live = self.live.get(&attempt).filter(|live| live.attempt.instance == instance)?;
         let queued = live.queued_as.clone();
-        self.attempt_over(attempt);
+        self.attempt_over(attempt, now);
         queued.filter(|_| requeue).map(|queued| QueuedJob { epoch: attempt.epoch, ..queued })
     }
 
@@ -485,20 +543,20 @@ impl Region {
             }
             Timer::QueueDeadline(job) => {
                 self.queue.leave_line(job);
-                self.drop_reservation_of(job);
+                self.drop_reservations_of(job);
                 self.timers.set(timer, again);
                 actions.push(Action::ExpireQueued(job));
             }
             Timer::TotalDeadline(job) => {
                 self.queue.leave_line(job);
-                self.drop_reservation_of(job);
+                self.drop_reservations_of(job);
                 self.timers.set(timer, again);
                 actions.push(Action::TotalTimeout(job));
             }
             Timer::Lease(attempt) => self.lease_over(attempt, now, actions),
             Timer::Unknown(instance) => {
                 self.fleet.change(instance, now, |slot| slot.unknown.clear());
-                self.queue.unblock();
+                self.better(instance);
             }
             Timer::Refusal(instance) => self.refusal_over(instance, now),
             Timer::Away(instance) => self.instance_lost(instance, now, actions),
@@ -511,27 +569,44 @@ impl Region {
         })
     }
 
-    /// Takes back what an attempt or assignment held, which is no longer in the lists.
-    fn release(&mut self, instance: InstanceId, resources: &Resources) {
-        if !self.fleet.release(instance, resources) {
-            let allocated = self.allocated_on(instance);
-            self.fleet.allocate_exactly(instance, allocated);
+    /// An attempt or assignment begins: notes what it holds and charges its account.
+    fn begin(
+        &mut self,
+        job: JobId,
+        instance: InstanceId,
+        (account, factory): (AccountId, Option<FactoryId>),
+        resources: &Resources,
+        now: Timestamp,
+    ) -> Charge {
+        let share = resources.dominant_share(&self.fleet.capacity());
+        self.fleet.allocate(instance, job, resources);
+        self.running.begun(account, factory);
+        if self.usage.rebase(now, &self.config.fair_share) {
+            self.queue.order.restate(|account| self.usage.of(account));
         }
-        self.forget_if_lost(instance);
-        self.queue.unblock();
+        let charge = self.usage.charge((account, factory), share, now, &self.config.fair_share);
+        self.queue.order.set_used(account, self.usage.of(account));
+        charge
     }
 
-    fn drop_reservation_of(&mut self, job: JobId) {
-        if self.reservation.is_some_and(|reservation| reservation.job == job) {
-            self.reservation = None;
-            self.queue.unblock();
-        }
+    /// Takes back what an attempt or assignment held, and puts its charge right.
+    fn end(&mut self, job: JobId, instance: InstanceId, charge: &Charge, now: Timestamp) {
+        self.fleet.release(instance, job);
+        self.running.ended(charge.account, charge.factory);
+        self.usage.settle(charge, now, &self.config.fair_share);
+        self.queue.order.set_used(charge.account, self.usage.of(charge.account));
+        self.queue.lift_limits(charge.account, charge.factory);
+        self.better(instance);
+        self.forget_if_lost(instance);
+    }
+
+    /// Something has changed for the better on an instance: it is looked at in the next pass.
+    fn better(&mut self, instance: InstanceId) {
+        self.freed.extend(self.fleet.row(instance));
     }
 
     fn knows(&self, job: JobId) -> bool {
-        self.live_attempt_of(job).is_some()
-            || self.in_flight.contains_key(&job)
-            || self.queue.job(job).is_some()
+        self.live_attempt_of(job).is_some() || self.in_flight.contains_key(&job) || self.queue.contains(job)
     }
 
     fn live_attempt_of(&self, job: JobId) -> Option<AttemptId> {

@@ -96,7 +96,10 @@ impl Resources {
 
     /// Whether all of `self` is within `free`.
     pub fn fits_in(&self, free: &Self) -> bool {
-        ResourceKind::ALL.iter().all(|&kind| self.amount(kind) <= free.amount(kind))
+        self.cpu_milli <= free.cpu_milli
+            && self.memory_bytes <= free.memory_bytes
+            && self.scratch_bytes <= free.scratch_bytes
+            && self.gpus <= free.gpus
     }
 
     /// The first kind of which `free` has too little.
@@ -119,6 +122,12 @@ impl Resources {
     #[must_use]
     pub fn saturating_add(&self, other: &Self) -> Self {
         self.zip(other, u64::saturating_add)
+    }
+
+    /// In each kind the larger of the two.
+    #[must_use]
+    pub fn max_each(&self, other: &Self) -> Self {
+        self.zip(other, u64::max)
     }
 
     /// The largest share of `capacity` that `self` takes in any kind, in thousandths (rounded up). A kind that

@@ -101,7 +101,7 @@ impl Dispatcher {
                 let _ended = answer.send(live);
             }
             Command::Survey(answer) => {
-                let queued = self.region.queued().map(|job| job.id).collect();
+                let queued = self.region.queued().collect();
                 let live = self.region.attempts().map(|attempt| attempt.id).collect();
                 let _ended = answer.send(Survey { queued, live });
             }

@@ -1,94 +1,331 @@
 //! One pass over the queue: who goes where now.
 //!
-//! Jobs are taken in the order of their ranks. What no instance takes is skipped, and with it everything of the same
-//! shape. The first skipped job that has waited long enough reserves an instance on which it would fit: jobs that rank
-//! after it are not placed there, so that it drains towards the job.
+//! Heads of lines are taken in their order (see [`super::order`]). A head that no instance takes is passed over, and its
+//! line is not looked at again until something changes for the better: room on an instance (then only that instance is
+//! looked at), a limit that is no longer reached, or a new head that stands before the old one. So the cost of a
+//! decision does not grow with the queue.
+//!
+//! Nothing starves: while a job waits that has waited for [`Aging::after`], at least every [`Aging::every`]th assignment
+//! goes to the oldest such job that fits, whatever its priority and its account's use. And room is reserved for what
+//! does not fit. A head that has stood among the first for `reserve_after` is not overtaken any more without an instance
+//! being kept for it: jobs that come after it in priority and age are not placed there, so that it drains towards the
+//! job. The oldest job of all has a reservation of its own, made when its turn comes and it does not fit. Reservations go
+//! by priority and age alone, so that they do not change hands as use changes, and one holder never keeps out another.
 
-use super::queue::{Head, Trial};
-use super::{Action, InFlight, Rank, Region, Reservation};
-use crate::id::InstanceId;
-use crate::placement::{Candidate, Request, choose, could_take, share_sum};
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::order::{Head, Rank};
+use super::queue::LineId;
+use super::{Action, InFlight, Region};
+use crate::id::{InstanceId, JobId};
+use crate::placement::{Candidate, Request, could_take, preference, share_sum};
 use crate::time::Timestamp;
+
+/// How jobs that have waited long are kept from starving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aging {
+    /// A job that has waited so long has waited too long.
+    pub after: Duration,
+    /// While there is one, every so many assignments one goes to the oldest; at least 2 leaves priority any meaning.
+    pub every: u32,
+}
+
+impl Default for Aging {
+    fn default() -> Self {
+        Self { after: Duration::from_secs(3600), every: 8 }
+    }
+}
+
+/// Heads that may get a reservation: so many of the first.
+const CONTENDERS: usize = 8;
+
+/// Keeps an instance from being filled by jobs that come after the one that waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reservation {
+    pub(super) job: JobId,
+    pub(super) instance: InstanceId,
+    place: Place,
+}
+
+/// What counts between the holder of a reservation and another job: priority and age; for the oldest job of all, age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Ranked(Reverse<u16>, Timestamp, JobId),
+    Oldest(Timestamp, JobId),
+}
+
+impl Place {
+    /// Whether a job may not use what is reserved for this one.
+    fn is_before(&self, priority: u16, head: &Head) -> bool {
+        match *self {
+            Self::Ranked(rank, queued_at, job) => {
+                (rank, queued_at, job) < (Reverse(priority), head.queued_at, head.job)
+            }
+            Self::Oldest(queued_at, job) => (queued_at, job) < (head.queued_at, head.job),
+        }
+    }
+}
+
+/// The reservations of a region: one for the first in order, one for the oldest.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reservations {
+    ranked: Option<Reservation>,
+    oldest: Option<Reservation>,
+    /// The first heads that do not fit, and since when each is among them.
+    contenders: Vec<(JobId, Timestamp)>,
+}
+
+impl Reservations {
+    fn all(&self) -> impl Iterator<Item = &Reservation> {
+        self.ranked.iter().chain(&self.oldest)
+    }
+
+    /// Gives up what `keep` does not keep; names the instances.
+    fn retain(&mut self, keep: impl Fn(&Reservation) -> bool) -> Vec<InstanceId> {
+        let mut dropped = Vec::new();
+        for held in [&mut self.ranked, &mut self.oldest] {
+            if let Some(reservation) = held.take_if(|reservation| !keep(reservation)) {
+                dropped.push(reservation.instance);
+            }
+        }
+        dropped
+    }
+}
+
+/// What one pass has found out.
+#[derive(Default)]
+struct Pass {
+    /// Lines that fit in what has become free and may not use it.
+    refused: Vec<LineId>,
+}
+
+/// Why a head is tried next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// It is the first in order.
+    Ranked,
+    /// It has waited too long.
+    Oldest,
+}
 
 impl Region {
     pub(super) fn assign(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        self.check_reservation();
-        let mut previous = None;
-        while let Some(head) = self.queue.head_after(previous) {
-            match self.try_head(head) {
-                Some(instance) => actions.push(self.assign_to(head, instance)),
-                None => self.skip(head, now),
+        let mut pass = Pass::default();
+        while let Some((head, turn)) = self.next_head(&pass, now) {
+            let Some(instance) = self.try_head(&head) else {
+                pass.refused.push(head.line);
+                continue;
+            };
+            if self.reserve_before(&head, turn, now) {
+                continue;
             }
-            previous = Some(head);
+            self.take_turn(&head, now);
+            let freed = self.freed.len();
+            actions.push(self.assign_to(&head, instance, now));
+            if self.freed.len() > freed {
+                // A reservation is gone: whom it kept out may come in.
+                pass.refused.clear();
+            }
         }
+        self.freed.clear();
+        self.note_contenders(now);
     }
 
-    fn try_head(&self, head: Head) -> Option<InstanceId> {
-        if head.trial != Trial::Open {
+    /// The next head that is worth a try: its line is open, or it fits in what has become free.
+    fn next_head(&mut self, pass: &Pass, now: Timestamp) -> Option<(Head, Turn)> {
+        self.queue.shapes.look();
+        let mut any = false;
+        for &row in &self.freed {
+            if let Some(free) = self.fleet.room().free(row) {
+                any |= self.queue.shapes.mark_fitting(&free);
+            }
+        }
+        if !any && self.queue.opened().is_empty() {
             return None;
         }
-        let request = &self.queue.job(head.rank.job)?.request;
-        let kept = self.kept_from(head.rank);
-        let candidates = self.fleet.candidates().filter(|candidate| Some(candidate.id) != kept);
-        choose(request, candidates, &self.config.policy)
+        let worth = |head: &&Head| {
+            (self.queue.is_open(head.line) || self.queue.shapes.fits(head.shape))
+                && !pass.refused.contains(&head.line)
+        };
+        if self.is_turn_of_the_oldest() {
+            let old = |head: &&Head| now.since(head.queued_at) >= self.config.aging.after;
+            if let Some(head) = self.queue.order.by_age().take_while(old).find(worth) {
+                return Some((*head, Turn::Oldest));
+            }
+        }
+        if any {
+            return self.queue.order.heads().find(worth).map(|head| (*head, Turn::Ranked));
+        }
+        let opened = self.queue.opened().iter().filter(|line| !pass.refused.contains(line));
+        let ranked = opened.filter_map(|&line| self.rank(line));
+        ranked.min().map(|(.., head)| (head, Turn::Ranked))
     }
 
-    fn assign_to(&mut self, head: Head, instance: InstanceId) -> Action {
-        let job = self.dequeue(head.rank.job).expect("a head is queued");
+    fn is_turn_of_the_oldest(&self) -> bool {
+        self.turn.saturating_add(1) >= self.config.aging.every
+    }
+
+    fn rank(&self, line: LineId) -> Option<Rank> {
+        let head = self.queue.head(line)?;
+        Some(self.queue.order.rank(self.queue.key(line), head))
+    }
+
+    /// Counts the assignments that passed over a job that has waited too long.
+    fn take_turn(&mut self, head: &Head, now: Timestamp) {
+        let oldest = self.queue.order.by_age().next();
+        let waits = oldest.filter(|oldest| now.since(oldest.queued_at) >= self.config.aging.after);
+        self.turn = match waits {
+            None => 0,
+            Some(_) if now.since(head.queued_at) >= self.config.aging.after => 0,
+            Some(_) => self.turn.saturating_add(1).min(self.config.aging.every),
+        };
+    }
+
+    fn try_head(&mut self, head: &Head) -> Option<InstanceId> {
+        let key = *self.queue.key(head.line);
+        if self.running.reached(&self.config.limits, key.account, key.factory).is_some() {
+            self.queue.limit(head.line);
+            return None;
+        }
+        let request = self.queue.shapes.request(head.shape);
+        let open = self.queue.is_open(head.line);
+        let best = if open {
+            self.best(request, head, key.priority, self.fleet.room().fitting(&request.resources))
+        } else {
+            self.best(request, head, key.priority, self.freed.iter().copied())
+        };
+        if best.is_none() && open {
+            self.queue.close(head.line);
+        }
+        best
+    }
+
+    /// The best of these rows for the head.
+    fn best(
+        &self,
+        request: &Request,
+        head: &Head,
+        priority: u16,
+        rows: impl Iterator<Item = u32>,
+    ) -> Option<InstanceId> {
+        let kept = |instance: InstanceId| {
+            let here = || self.reservations.all().filter(|held| held.instance == instance);
+            here().all(|held| held.job != head.job) && here().any(|held| held.place.is_before(priority, head))
+        };
+        let fits = |row: &u32| {
+            self.fleet.room().free(*row).is_some_and(|free| request.resources.fits_in(&free))
+                && self.fleet.in_row(*row).profile.runtimes.contains(&request.runtime)
+        };
+        rows.filter(fits)
+            .map(|row| self.fleet.in_row(row).candidate())
+            .filter(|candidate| !kept(candidate.id))
+            .min_by_key(|candidate| preference(request, candidate, &self.config.policy))
+            .map(|candidate| candidate.id)
+    }
+
+    fn assign_to(&mut self, head: &Head, instance: InstanceId, now: Timestamp) -> Action {
+        let job = self.dequeue(head.job).expect("a head is queued");
         let (assigned_from, resources) = (job.epoch, job.request.resources);
-        self.fleet.allocate(instance, &resources);
         let id = job.id;
-        self.in_flight.insert(id, InFlight { job, instance, assigned_from, resources });
+        let charge = self.begin(id, instance, (job.account, job.factory), &resources, now);
+        self.in_flight.insert(id, InFlight { job, instance, assigned_from, resources, charge });
         Action::Assign { job: id, instance }
     }
 
-    /// The instance that a job of this rank may not use.
-    fn kept_from(&self, rank: Rank) -> Option<InstanceId> {
-        let reservation = self.reservation?;
-        let holder = self.queue.rank_in_line(reservation.job)?;
-        (rank > holder).then_some(reservation.instance)
+    /// A job has left its line: what was reserved for it is free for others.
+    pub(super) fn drop_reservations_of(&mut self, job: JobId) {
+        let dropped = self.reservations.retain(|held| held.job != job);
+        dropped.into_iter().for_each(|instance| self.better(instance));
     }
 
-    /// Gives up a reservation whose job is gone or whose instance can no longer serve it.
-    fn check_reservation(&mut self) {
-        let Some(reservation) = self.reservation else { return };
-        let stands = self.queue.rank_in_line(reservation.job).is_some()
-            && self.queue.job(reservation.job).is_some_and(|job| {
-                let slot = self.fleet.slot(reservation.instance);
-                slot.is_some_and(|slot| could_take(&job.request, &slot.candidate()))
-            });
-        if !stands {
-            self.reservation = None;
-            self.queue.unblock();
-        }
+    /// An instance has changed: a reservation on it that can no longer be met is given up.
+    pub(super) fn check_reservations_on(&mut self, instance: InstanceId) {
+        let (fleet, queue) = (&self.fleet, &self.queue);
+        let dropped = self.reservations.retain(|held| {
+            held.instance != instance
+                || queue
+                    .job(held.job)
+                    .zip(fleet.slot(instance))
+                    .is_some_and(|(job, slot)| could_take(&job.request, &slot.candidate()))
+        });
+        dropped.into_iter().for_each(|instance| self.better(instance));
     }
 
-    fn skip(&mut self, head: Head, now: Timestamp) {
-        if head.trial == Trial::Open {
-            self.queue.tried(head.shape, Trial::Blocked);
+    /// Before `head` is placed: whom it would overtake gets a reservation, if it has waited for one long enough. Says
+    /// whether there is a new one.
+    fn reserve_before(&mut self, head: &Head, turn: Turn, now: Timestamp) -> bool {
+        let oldest = self.overtaken_by_age(head, now).filter(|_| self.reservations.oldest.is_none());
+        if let Some(oldest) = oldest {
+            let place = Place::Oldest(oldest.queued_at, oldest.job);
+            self.reservations.oldest = self.reservation(&oldest, place);
+            return self.reservations.oldest.is_some();
         }
-        if head.trial != Trial::Hopeless && self.reservation.is_none() {
-            self.reserve(head, now);
+        if turn == Turn::Oldest || self.reservations.ranked.is_some() {
+            return false;
         }
+        let Some(first) = self.overtaken_in_rank(head, now) else { return false };
+        let place = Place::Ranked(Reverse(self.queue.key(first.line).priority), first.queued_at, first.job);
+        self.reservations.ranked = self.reservation(&first, place);
+        self.reservations.ranked.is_some()
     }
 
-    fn reserve(&mut self, head: Head, now: Timestamp) {
-        let Some(job) = self.queue.job(head.rank.job) else { return };
-        let since = job.not_before.map_or(job.queued_at, |time| time.max(job.queued_at));
-        if now.since(since) < self.config.reserve_after {
+    /// The oldest job that has waited too long, when it is its turn and `head` goes instead.
+    fn overtaken_by_age(&self, head: &Head, now: Timestamp) -> Option<Head> {
+        let old = |head: &&Head| now.since(head.queued_at) >= self.config.aging.after;
+        if !self.is_turn_of_the_oldest() {
+            return None;
+        }
+        let oldest = self.queue.order.by_age().take_while(old).find(|head| self.contends(head))?;
+        (oldest.job != head.job).then_some(*oldest)
+    }
+
+    /// The first of those that have stood before `head` for long.
+    fn overtaken_in_rank(&self, head: &Head, now: Timestamp) -> Option<Head> {
+        let rank = self.rank(head.line)?;
+        let contenders = self.reservations.contenders.iter();
+        let long = contenders.filter(|(_, since)| now.since(*since) >= self.config.reserve_after);
+        let heads = long.filter_map(|&(job, _)| self.queue.head_if_first(job));
+        let before = heads.filter(|head| self.contends(head)).filter_map(|head| self.rank(head.line));
+        before.filter(|other| *other < rank).min().map(|(.., head)| head)
+    }
+
+    /// Remembers who stands among the first after a pass, and since when.
+    fn note_contenders(&mut self, now: Timestamp) {
+        if self.reservations.ranked.is_some() {
             return;
         }
+        let known = &self.reservations.contenders;
+        let since =
+            |job: JobId| known.iter().find(|(known, _)| *known == job).map_or(now, |&(_, since)| since);
+        let first = self.queue.order.heads().filter(|head| self.contends(head)).take(CONTENDERS);
+        let contenders = first.map(|head| (head.job, since(head.job))).collect();
+        self.reservations.contenders = contenders;
+    }
+
+    /// Whether nothing but want of room keeps the head back, and some instance could take it.
+    fn contends(&self, head: &Head) -> bool {
+        let key = self.queue.key(head.line);
+        self.running.reached(&self.config.limits, key.account, key.factory).is_none()
+            && self.some_instance_could_take(head)
+    }
+
+    fn some_instance_could_take(&self, head: &Head) -> bool {
+        let request = self.queue.shapes.request(head.shape);
+        let could = || self.fleet.candidates().any(|candidate| could_take(request, &candidate));
+        self.queue.shapes.has_hope(head.shape, self.fleet_version, could)
+    }
+
+    fn reservation(&self, head: &Head, place: Place) -> Option<Reservation> {
+        let request = self.queue.shapes.request(head.shape);
+        let others =
+            |candidate: &Candidate<'_>| self.reservations.all().all(|held| held.instance != candidate.id);
         let nearest = self
             .fleet
             .candidates()
-            .filter(|candidate| could_take(&job.request, candidate))
-            .min_by_key(|candidate| (shortage(&job.request, candidate), candidate.id));
-        match nearest {
-            Some(nearest) => {
-                self.reservation = Some(Reservation { job: job.id, instance: nearest.id });
-            }
-            None => self.queue.tried(head.shape, Trial::Hopeless),
-        }
+            .filter(|candidate| could_take(request, candidate))
+            .min_by_key(|candidate| (!others(candidate), shortage(request, candidate), candidate.id));
+        nearest.map(|nearest| Reservation { job: head.job, instance: nearest.id, place })
     }
 }
 

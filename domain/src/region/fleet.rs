@@ -1,12 +1,16 @@
 //! The instances of a region and the ledger of what is allocated on each.
+//!
+//! The ledger knows every holding by its job, also on instances that have not said hello yet; what is allocated is the
+//! sum of the holdings. Every change of an instance is brought into [`Room`], where placement looks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::room::Room;
 use crate::attempt::AttemptId;
-use crate::id::InstanceId;
+use crate::id::{InstanceId, JobId};
 use crate::instance::{InstanceProfile, InstanceState};
 use crate::placement::Candidate;
-use crate::resources::{ResourceKind, Resources};
+use crate::resources::Resources;
 use crate::time::Timestamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,12 +20,21 @@ pub(super) enum Connection {
     Lost,
 }
 
+/// What a job holds on an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Holding {
+    pub(super) job: JobId,
+    pub(super) resources: Resources,
+}
+
 /// An instance with its ledger.
 #[derive(Clone, Debug)]
 pub(super) struct Slot {
     pub(super) profile: InstanceProfile,
     pub(super) connection: Connection,
     pub(super) draining: bool,
+    held: Vec<Holding>,
+    /// Sum of what is held.
     pub(super) allocated: Resources,
     /// Attempts that its hello named and nobody has vouched for; what they use is not known.
     pub(super) unknown: BTreeSet<AttemptId>,
@@ -65,88 +78,233 @@ impl Slot {
             problems: &self.profile.problems,
         }
     }
+
+    fn is_connected(&self) -> bool {
+        self.connection == Connection::Attached
+    }
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fleet {
-    slots: BTreeMap<InstanceId, Slot>,
+    rows: BTreeMap<InstanceId, u32>,
+    slots: Vec<Option<Slot>>,
+    vacant: Vec<u32>,
+    /// What jobs hold on instances that are not known (yet).
+    elsewhere: BTreeMap<InstanceId, Vec<Holding>>,
+    room: Room,
+    /// Sums over the connected instances, wide enough for any numbers.
+    capacity: Sum,
+    allocated: Sum,
+}
+
+/// A sum that can be taken back exactly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    parts: [u128; 4],
+}
+
+impl Sum {
+    fn change(&mut self, resources: &Resources, combine: impl Fn(u128, u128) -> u128) {
+        let Resources { cpu_milli, memory_bytes, scratch_bytes, gpus } = *resources;
+        for (part, amount) in self.parts.iter_mut().zip([cpu_milli, memory_bytes, scratch_bytes, gpus]) {
+            *part = combine(*part, u128::from(amount));
+        }
+    }
+
+    fn resources(&self) -> Resources {
+        let [cpu_milli, memory_bytes, scratch_bytes, gpus] =
+            self.parts.map(|part| u64::try_from(part).unwrap_or(u64::MAX));
+        Resources { cpu_milli, memory_bytes, scratch_bytes, gpus }
+    }
 }
 
 impl Fleet {
     pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.values()
+        self.rows.values().map(|&row| self.in_row(row))
     }
 
     pub(super) fn slot(&self, id: InstanceId) -> Option<&Slot> {
-        self.slots.get(&id)
+        self.rows.get(&id).map(|&row| self.in_row(row))
     }
 
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> + Clone {
-        self.slots.values().map(Slot::candidate)
+        self.rows.values().map(|&row| self.in_row(row).candidate())
     }
 
-    /// An instance has connected; `allocated` is what the region knows to run there.
-    pub(super) fn attach(&mut self, profile: InstanceProfile, allocated: Resources, now: Timestamp) {
-        let (connection, draining, unknown) = (Connection::Attached, false, BTreeSet::new());
-        let withheld = Resources::ZERO;
+    pub(super) fn row(&self, id: InstanceId) -> Option<u32> {
+        self.rows.get(&id).copied()
+    }
+
+    pub(super) fn in_row(&self, row: u32) -> &Slot {
+        self.slots[row as usize].as_ref().expect("rows of known instances are taken")
+    }
+
+    pub(super) fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// What the connected instances have.
+    pub(super) fn capacity(&self) -> Resources {
+        self.capacity.resources()
+    }
+
+    /// What is allocated on the connected instances.
+    pub(super) fn allocated(&self) -> Resources {
+        self.allocated.resources()
+    }
+
+    /// Whether nothing is held on an instance, known or not.
+    pub(super) fn is_idle(&self, id: InstanceId) -> bool {
+        self.slot(id).is_none_or(|slot| slot.held.is_empty()) && !self.elsewhere.contains_key(&id)
+    }
+
+    /// An instance has connected.
+    pub(super) fn attach(&mut self, profile: InstanceProfile, now: Timestamp) {
+        let id = profile.id;
+        let held = match self.row(id) {
+            Some(row) => std::mem::take(&mut self.slot_mut(row).held),
+            None => self.elsewhere.remove(&id).unwrap_or_default(),
+        };
         let mut slot = Slot {
             profile,
-            connection,
-            draining,
-            allocated,
-            unknown,
-            withheld,
+            connection: Connection::Attached,
+            draining: false,
+            allocated: sum(&held),
+            held,
+            unknown: BTreeSet::new(),
+            withheld: Resources::ZERO,
             refusals: 0,
             state_since: now,
         };
-        if let Some(before) = self.slots.get(&slot.profile.id).filter(|before| before.state() == slot.state())
-        {
-            slot.state_since = before.state_since;
+        match self.row(id) {
+            Some(row) => {
+                self.uncount(row);
+                if self.in_row(row).state() == slot.state() {
+                    slot.state_since = self.in_row(row).state_since;
+                }
+                *self.slot_mut(row) = slot;
+                self.count(row);
+            }
+            None => self.add(slot),
         }
-        self.slots.insert(slot.profile.id, slot);
+    }
+
+    fn add(&mut self, slot: Slot) {
+        let id = slot.profile.id;
+        let row = match self.vacant.pop() {
+            Some(row) => {
+                self.slots[row as usize] = Some(slot);
+                row
+            }
+            None => {
+                self.slots.push(Some(slot));
+                u32::try_from(self.slots.len() - 1).expect("instances are counted in 32 bits")
+            }
+        };
+        self.rows.insert(id, row);
+        self.count(row);
     }
 
     /// Changes an instance that is there, and keeps the time of its last change of state.
     pub(super) fn change(&mut self, id: InstanceId, now: Timestamp, change: impl FnOnce(&mut Slot)) -> bool {
-        let Some(slot) = self.slots.get_mut(&id) else { return false };
+        let Some(row) = self.row(id) else { return false };
+        self.uncount(row);
+        let slot = self.slot_mut(row);
         let before = slot.state();
         change(slot);
         if slot.state() != before {
             slot.state_since = now;
         }
+        self.count(row);
         true
     }
 
+    /// Forgets an instance on which nothing is held.
     pub(super) fn remove(&mut self, id: InstanceId) {
-        self.slots.remove(&id);
-    }
-
-    pub(super) fn allocate(&mut self, id: InstanceId, resources: &Resources) {
-        if let Some(slot) = self.slots.get_mut(&id) {
-            slot.allocated = slot.allocated.saturating_add(resources);
+        if let Some(row) = self.rows.remove(&id) {
+            self.uncount(row);
+            self.slots[row as usize] = None;
+            self.room.set(row, None);
+            self.vacant.push(row);
         }
     }
 
-    pub(super) fn allocate_exactly(&mut self, id: InstanceId, allocated: Resources) {
-        if let Some(slot) = self.slots.get_mut(&id) {
-            slot.allocated = allocated;
+    pub(super) fn allocate(&mut self, id: InstanceId, job: JobId, resources: &Resources) {
+        let holding = Holding { job, resources: *resources };
+        match self.row(id) {
+            Some(row) => self.change_held(row, |held| held.push(holding)),
+            None => self.elsewhere.entry(id).or_default().push(holding),
         }
     }
 
-    /// Takes back what was allocated; `false` when the ledger cannot tell, since it stands at the largest number.
-    pub(super) fn release(&mut self, id: InstanceId, resources: &Resources) -> bool {
-        let Some(slot) = self.slots.get_mut(&id) else { return true };
-        let is_full = ResourceKind::ALL.iter().any(|&kind| slot.allocated.amount(kind) == u64::MAX);
-        let left = slot.allocated.checked_sub(resources).filter(|_| !is_full);
-        slot.allocated = left.unwrap_or(slot.allocated);
-        left.is_some()
+    /// Takes back what a job held.
+    pub(super) fn release(&mut self, id: InstanceId, job: JobId) {
+        if let Some(row) = self.row(id) {
+            self.change_held(row, |held| give_back(held, job));
+        } else if let Some(held) = self.elsewhere.get_mut(&id) {
+            give_back(held, job);
+            if held.is_empty() {
+                self.elsewhere.remove(&id);
+            }
+        }
     }
 
     /// The attempt is known, or over: it is no unknown one any more. Names the instances of which it was the last.
     pub(super) fn resolve_unknown(&mut self, attempt: AttemptId) -> Vec<InstanceId> {
-        let resolved = self.slots.values_mut().filter_map(|slot| {
-            (slot.unknown.remove(&attempt) && slot.unknown.is_empty()).then_some(slot.profile.id)
-        });
-        resolved.collect()
+        let mut resolved = Vec::new();
+        for row in 0..self.slots.len() {
+            let Some(slot) = &mut self.slots[row] else { continue };
+            if slot.unknown.remove(&attempt) && slot.unknown.is_empty() {
+                resolved.push(slot.profile.id);
+                self.refresh(u32::try_from(row).expect("instances are counted in 32 bits"));
+            }
+        }
+        resolved.sort_unstable();
+        resolved
+    }
+
+    fn slot_mut(&mut self, row: u32) -> &mut Slot {
+        self.slots[row as usize].as_mut().expect("rows of known instances are taken")
+    }
+
+    fn change_held(&mut self, row: u32, change: impl FnOnce(&mut Vec<Holding>)) {
+        self.uncount(row);
+        let slot = self.slot_mut(row);
+        change(&mut slot.held);
+        slot.allocated = sum(&slot.held);
+        self.count(row);
+    }
+
+    fn uncount(&mut self, row: u32) {
+        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        if slot.is_connected() {
+            self.capacity.change(&slot.profile.capacity, |sum, part| sum - part);
+            self.allocated.change(&slot.allocated, |sum, part| sum - part);
+        }
+    }
+
+    fn count(&mut self, row: u32) {
+        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        if slot.is_connected() {
+            self.capacity.change(&slot.profile.capacity, |sum, part| sum + part);
+            self.allocated.change(&slot.allocated, |sum, part| sum + part);
+        }
+        self.refresh(row);
+    }
+
+    fn refresh(&mut self, row: u32) {
+        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        let free = (slot.state() == InstanceState::Ready).then(|| slot.free());
+        self.room.set(row, free);
+    }
+}
+
+fn sum(held: &[Holding]) -> Resources {
+    held.iter().fold(Resources::ZERO, |sum, holding| sum.saturating_add(&holding.resources))
+}
+
+fn give_back(held: &mut Vec<Holding>, job: JobId) {
+    if let Some(index) = held.iter().position(|holding| holding.job == job) {
+        held.swap_remove(index);
     }
 }

@@ -3,11 +3,11 @@
 use std::ops::RangeInclusive;
 
 use super::fleet::Connection;
-use super::{Action, LiveAttempt, QueuedJob, Region, Timer};
+use super::share::Charge;
+use super::{Action, InFlight, LiveAttempt, QueuedJob, Region, Timer};
 use crate::attempt::AttemptId;
 use crate::id::{AttemptNumber, Epoch, InstanceId, JobId};
 use crate::instance::{InstanceProfile, InstanceState};
-use crate::resources::Resources;
 use crate::time::Timestamp;
 
 /// A live attempt with what the region remembers of it.
@@ -16,6 +16,7 @@ pub(super) struct Live {
     pub(super) attempt: LiveAttempt,
     /// The job as it was queued, if it was assigned here.
     pub(super) queued_as: Option<QueuedJob>,
+    pub(super) charge: Charge,
     /// What its instance has made of it.
     pub(super) answer: Answer,
     /// Who was last asked to publish it.
@@ -45,43 +46,57 @@ impl Region {
         match self.live_attempt_of(attempt.id.job) {
             Some(known) if known == attempt.id => return self.update_live(attempt),
             Some(known) if known.epoch > attempt.id.epoch => return,
-            Some(known) => self.attempt_over(known),
+            Some(known) => self.attempt_over(known, now),
             None => {}
         }
-        let queued_as = match self.leave_for(&attempt, now) {
-            Ok(queued_as) => queued_as,
+        let (queued_as, charge) = match self.leave_for(&attempt, now) {
+            Ok(left) => left,
             Err(Stale) => return,
         };
-        self.fleet.allocate(attempt.instance, &attempt.resources);
+        let charge = charge.unwrap_or_else(|| {
+            let whose = (attempt.account, attempt.factory);
+            self.begin(attempt.id.job, attempt.instance, whose, &attempt.resources, now)
+        });
         self.timers.set(Timer::Lease(attempt.id), now.after(self.config.lease));
         let total_deadline = attempt.total_deadline.filter(|_| !attempt.granted);
         self.timers.set_or_cancel(Timer::TotalDeadline(attempt.id.job), total_deadline);
-        self.live.insert(attempt.id, Live { attempt, queued_as, answer: Answer::None, publisher: None });
+        let live = Live { attempt, queued_as, charge, answer: Answer::None, publisher: None };
+        self.live.insert(attempt.id, live);
     }
 
-    /// Takes the job of a new attempt out of the queue or out of flight, unless newer news says it is queued again.
-    fn leave_for(&mut self, attempt: &LiveAttempt, now: Timestamp) -> Result<Option<QueuedJob>, Stale> {
+    /// Takes the job of a new attempt out of the queue or out of flight, unless newer news says it is queued again. What
+    /// was charged for the flight stays charged if the attempt is what it was to become.
+    fn leave_for(
+        &mut self,
+        attempt: &LiveAttempt,
+        now: Timestamp,
+    ) -> Result<(Option<QueuedJob>, Option<Charge>), Stale> {
         let job = attempt.id.job;
-        if self.queue.job(job).is_some_and(|queued| queued.epoch >= attempt.id.epoch) {
+        if self.queue.epoch(job).is_some_and(|queued| queued >= attempt.id.epoch) {
             return Err(Stale);
         }
-        let Some(flight) = self.in_flight.get(&job) else { return Ok(self.dequeue(job)) };
+        let Some(flight) = self.in_flight.get(&job) else { return Ok((self.dequeue(job), None)) };
         if flight.assigned_from >= attempt.id.epoch {
             return Err(Stale);
         }
-        let flight = self.in_flight.remove(&job).expect("looked up above");
-        self.release(flight.instance, &flight.resources);
-        if flight.job.epoch >= attempt.id.epoch {
-            self.enqueue(flight.job, None, now);
+        let InFlight { job: queued, instance, resources, charge, .. } =
+            self.in_flight.remove(&job).expect("looked up above");
+        let as_planned = instance == attempt.instance && resources == attempt.resources;
+        if as_planned && queued.epoch < attempt.id.epoch {
+            return Ok((Some(queued), Some(charge)));
+        }
+        self.end(job, instance, &charge, now);
+        if queued.epoch >= attempt.id.epoch {
+            self.enqueue(queued, None, now);
             return Err(Stale);
         }
-        Ok(Some(flight.job))
+        Ok((Some(queued), None))
     }
 
     fn resolve(&mut self, attempt: AttemptId) {
         for instance in self.fleet.resolve_unknown(attempt) {
             self.timers.cancel(Timer::Unknown(instance));
-            self.queue.unblock();
+            self.better(instance);
         }
     }
 
@@ -94,13 +109,13 @@ impl Region {
         }
     }
 
-    pub(super) fn attempt_over(&mut self, id: AttemptId) {
+    pub(super) fn attempt_over(&mut self, id: AttemptId, now: Timestamp) {
         self.resolve(id);
         let Some(live) = self.live.remove(&id) else { return };
         self.timers.cancel(Timer::Lease(id));
         self.timers.cancel(Timer::TotalDeadline(id.job));
         self.unpublished.remove(&id);
-        self.release(live.attempt.instance, &live.attempt.resources);
+        self.end(id.job, live.attempt.instance, &live.charge, now);
     }
 
     pub(super) fn renewed(&mut self, id: AttemptId, now: Timestamp) {
@@ -165,12 +180,11 @@ impl Region {
         actions: &mut Vec<Action>,
     ) {
         let instance = profile.id;
-        let allocated = self.allocated_on(instance);
-        self.fleet.attach(profile, allocated, now);
+        self.fleet.attach(profile, now);
         self.timers.cancel(Timer::Away(instance));
         self.timers.cancel(Timer::Unknown(instance));
         self.timers.cancel(Timer::Refusal(instance));
-        self.queue.unblock();
+        self.profile_is_new(instance);
         for &attempt in running {
             if self.live.get(&attempt).is_some_and(|live| live.attempt.instance == instance) {
                 self.renewed(attempt, now);
@@ -187,27 +201,27 @@ impl Region {
         }
     }
 
-    pub(super) fn allocated_on(&self, instance: InstanceId) -> Resources {
-        let live = self.live.values().map(|live| (live.attempt.instance, live.attempt.resources));
-        let in_flight = self.in_flight.values().map(|flight| (flight.instance, flight.resources));
-        live.chain(in_flight)
-            .filter(|(on, _)| *on == instance)
-            .fold(Resources::ZERO, |sum, (_, resources)| sum.saturating_add(&resources))
+    fn profile_is_new(&mut self, instance: InstanceId) {
+        self.fleet_version += 1;
+        self.check_reservations_on(instance);
+        self.better(instance);
     }
 
     pub(super) fn profile_changed(&mut self, profile: InstanceProfile, draining: bool, now: Timestamp) {
-        self.timers.cancel(Timer::Refusal(profile.id));
-        self.fleet.change(profile.id, now, |slot| {
+        let instance = profile.id;
+        self.timers.cancel(Timer::Refusal(instance));
+        self.fleet.change(instance, now, |slot| {
             slot.profile = profile;
             slot.draining = draining;
-            slot.withheld = Resources::ZERO;
+            slot.withheld = crate::resources::Resources::ZERO;
         });
-        self.queue.unblock();
+        self.profile_is_new(instance);
     }
 
     pub(super) fn detached(&mut self, instance: InstanceId, now: Timestamp) {
         if self.fleet.slot(instance).is_some_and(is_attached) {
             self.fleet.change(instance, now, |slot| slot.connection = Connection::Away);
+            self.profile_is_new(instance);
             self.timers.set(Timer::Away(instance), now.after(self.config.lease));
         }
     }
@@ -223,7 +237,7 @@ impl Region {
     /// A lost instance stays as long as something runs there: a worker can outlive its coordinator.
     pub(super) fn forget_if_lost(&mut self, instance: InstanceId) {
         let lost = self.fleet.slot(instance).is_some_and(|slot| slot.state() == InstanceState::Lost);
-        if lost && self.allocated_on(instance) == Resources::ZERO {
+        if lost && self.fleet.is_idle(instance) {
             self.fleet.remove(instance);
         }
     }

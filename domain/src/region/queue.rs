@@ -1,193 +1,371 @@
-//! The queued jobs of a region, grouped by shape: jobs with equal requests wait in one line, so that a request that
-//! no instance takes is tried once and not once per job.
+//! The queued jobs of a region: a compact entry for each, and one line for all jobs that are placed alike.
+//!
+//! Jobs of the same shape (equal requests), priority, account and factory stand in one line, the oldest first, and only
+//! its head is ever tried: so a decision costs the same with a thousand jobs in line as with a million. A line that no
+//! instance takes is tried again only where something has changed for the better. What a job shares with others (its
+//! request, its account, its priority) is kept once per line; an entry is 80 bytes.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::sync::Arc;
 
 use super::QueuedJob;
-use crate::id::JobId;
-use crate::placement::Request;
+use super::order::{Head, Order};
+use super::shape::{ShapeId, Shapes};
+use crate::id::{AccountId, Epoch, FactoryId, JobId};
 use crate::time::Timestamp;
 
-/// A job's place in the order: priority (higher first), then queue time, then id.
+/// Number of a line; given out again when the line is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
-    priority: Reverse<u16>,
+pub(super) struct LineId(u32);
+
+/// What the jobs of a line have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LineKey {
+    pub(super) priority: u16,
+    pub(super) account: AccountId,
+    pub(super) factory: Option<FactoryId>,
+    pub(super) shape: ShapeId,
+}
+
+/// A job's place in its line. The id is kept in halves, so that a seat takes 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seat {
     queued_at: Timestamp,
-    pub(super) job: JobId,
+    id: (u64, u64),
+    entry: u32,
 }
-
-impl Rank {
-    pub(super) fn of(job: &QueuedJob) -> Self {
-        Self { priority: Reverse(job.priority), queued_at: job.queued_at, job: job.id }
-    }
-}
-
-/// Number of a shape, in the order in which they were first seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ShapeId(u64);
 
 #[derive(Clone, Debug)]
-struct Shape {
-    request: Request,
+struct Line {
+    key: LineKey,
     /// How many queued jobs have it, in line or not.
-    members: usize,
-    line: BTreeSet<Rank>,
-    trial: Trial,
+    members: u32,
+    seats: BTreeSet<Seat>,
 }
 
-/// What is known of a shape since something last changed for the better.
+/// A time that may be missing, in eight bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trial {
-    /// Its first job is worth a try.
-    Open,
-    /// No instance takes its first job now.
-    Blocked,
-    /// No instance would take it even if nothing else ran there.
-    Hopeless,
+struct Maybe(u64);
+
+impl Maybe {
+    const NONE: u64 = u64::MAX;
+
+    fn of(time: Option<Timestamp>) -> Self {
+        Self(time.map_or(Self::NONE, Timestamp::as_millis))
+    }
+
+    fn time(self) -> Option<Timestamp> {
+        (self.0 != Self::NONE).then(|| Timestamp::from_millis(self.0))
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Entry {
-    job: QueuedJob,
-    shape: ShapeId,
-    /// Whether it stands in its shape's line; a pausing or expiring job does not.
+    id: JobId,
+    epoch: Epoch,
+    queued_at: Timestamp,
+    not_before: Maybe,
+    queue_deadline: Maybe,
+    total_deadline: Maybe,
+    line: LineId,
+    /// Whether it stands in its line; a pausing or expiring job does not.
     in_line: bool,
-}
-
-/// The first job of a shape's line.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
-    pub(super) rank: Rank,
-    pub(super) shape: ShapeId,
-    pub(super) trial: Trial,
+    /// Whether its queue deadline is among those to come.
+    expires: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
-    jobs: BTreeMap<JobId, Entry>,
-    shapes: BTreeMap<ShapeId, Shape>,
-    numbers: BTreeMap<Request, ShapeId>,
-    heads: BTreeSet<(Rank, ShapeId)>,
-    next_shape: u64,
+    numbers: BTreeMap<JobId, u32>,
+    entries: Vec<Option<Entry>>,
+    vacant: Vec<u32>,
+    lines: Vec<Option<Line>>,
+    vacant_lines: Vec<LineId>,
+    line_numbers: BTreeMap<LineKey, LineId>,
+    pub(super) shapes: Shapes,
+    pub(super) order: Order,
+    /// When entries reach their queue deadline.
+    expiries: BTreeSet<(Timestamp, u32)>,
+    /// Lines whose head is worth a try on every instance.
+    opened: BTreeSet<LineId>,
+    /// Lines whose head is kept back by a limit.
+    limited: BTreeSet<LineId>,
 }
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.jobs.len()
+        self.numbers.len()
     }
 
-    pub(super) fn job(&self, id: JobId) -> Option<&QueuedJob> {
-        self.jobs.get(&id).map(|entry| &entry.job)
+    pub(super) fn contains(&self, id: JobId) -> bool {
+        self.numbers.contains_key(&id)
     }
 
-    /// Rank of a job that may be placed now.
-    pub(super) fn rank_in_line(&self, id: JobId) -> Option<Rank> {
-        self.jobs.get(&id).filter(|entry| entry.in_line).map(|entry| Rank::of(&entry.job))
+    pub(super) fn job(&self, id: JobId) -> Option<QueuedJob> {
+        self.entry(id).map(|(_, entry)| self.rebuilt(entry))
     }
 
-    /// Jobs that are in line before this one.
+    /// The last epoch of a queued job when it was read.
+    pub(super) fn epoch(&self, id: JobId) -> Option<Epoch> {
+        self.entry(id).map(|(_, entry)| entry.epoch)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = JobId> {
+        self.numbers.keys().copied()
+    }
+
+    pub(super) fn key(&self, line: LineId) -> &LineKey {
+        &self.line(line).key
+    }
+
+    /// Jobs that are in line before this one: more important ones, and older ones as important.
     pub(super) fn ahead_of(&self, job: &QueuedJob) -> usize {
-        let rank = Rank::of(job);
-        self.shapes.values().map(|shape| shape.line.range(..rank).count()).sum()
-    }
-
-    pub(super) fn jobs(&self) -> impl Iterator<Item = &QueuedJob> {
-        self.jobs.values().map(|entry| &entry.job)
+        let place = (job.queued_at, halves(job.id));
+        let before = |line: &Line| match line.key.priority.cmp(&job.priority) {
+            std::cmp::Ordering::Greater => line.seats.len(),
+            std::cmp::Ordering::Less => 0,
+            std::cmp::Ordering::Equal => {
+                line.seats.iter().take_while(|seat| (seat.queued_at, seat.id) < place).count()
+            }
+        };
+        self.lines.iter().flatten().map(before).sum()
     }
 
     /// Adds a job that is not there, in line or not.
     pub(super) fn insert(&mut self, job: QueuedJob, in_line: bool) {
-        let (id, shape) = (job.id, self.shape_of(&job.request));
-        self.shapes.get_mut(&shape).expect("found or made above").members += 1;
-        self.jobs.insert(id, Entry { job, shape, in_line: false });
+        let line = self.line_of(&job);
+        let entry = Entry {
+            id: job.id,
+            epoch: job.epoch,
+            queued_at: job.queued_at,
+            not_before: Maybe::of(job.not_before),
+            queue_deadline: Maybe::of(job.queue_deadline),
+            total_deadline: Maybe::of(job.total_deadline),
+            line,
+            in_line: false,
+            expires: job.queue_deadline.is_some(),
+        };
+        let number = self.seat_for(entry);
+        self.numbers.insert(job.id, number);
+        self.expiries.extend(job.queue_deadline.map(|at| (at, number)));
         if in_line {
-            self.enter_line(id);
+            self.enter_line(job.id);
         }
     }
 
-    /// Lets a job into its line, at its rank.
+    /// Lets a job into its line, at its place.
     pub(super) fn enter_line(&mut self, id: JobId) {
-        let Some(entry) = self.jobs.get_mut(&id).filter(|entry| !entry.in_line) else { return };
-        entry.in_line = true;
-        let (rank, shape) = (Rank::of(&entry.job), entry.shape);
-        self.change_line(shape, |line| line.insert(rank));
+        self.stand(id, true);
     }
 
     /// Takes a job out of its line; it stays queued.
     pub(super) fn leave_line(&mut self, id: JobId) {
-        let Some(entry) = self.jobs.get_mut(&id).filter(|entry| entry.in_line) else { return };
-        entry.in_line = false;
-        let (rank, shape) = (Rank::of(&entry.job), entry.shape);
-        self.change_line(shape, |line| line.remove(&rank));
+        self.stand(id, false);
     }
 
     pub(super) fn remove(&mut self, id: JobId) -> Option<QueuedJob> {
+        let number = *self.numbers.get(&id)?;
         self.leave_line(id);
-        let entry = self.jobs.remove(&id)?;
-        self.forget_member(entry.shape);
-        Some(entry.job)
+        self.numbers.remove(&id);
+        let entry = self.entries[number as usize].take().expect("a numbered entry is there");
+        self.vacant.push(number);
+        if let (true, Some(at)) = (entry.expires, entry.queue_deadline.time()) {
+            self.expiries.remove(&(at, number));
+        }
+        let job = self.rebuilt(&entry);
+        self.forget_member(entry.line);
+        Some(job)
     }
 
-    /// The first head after `previous` in the order of ranks.
-    pub(super) fn head_after(&self, previous: Option<Head>) -> Option<Head> {
-        let after = previous.map_or(Bound::Unbounded, |head| Bound::Excluded((head.rank, head.shape)));
-        let &(rank, shape) = self.heads.range((after, Bound::Unbounded)).next()?;
-        let trial = self.shapes.get(&shape).map_or(Trial::Open, |shape| shape.trial);
-        Some(Head { rank, shape, trial })
+    /// Takes out the jobs whose queue deadline has come; each is told once.
+    pub(super) fn take_expired(&mut self, now: Timestamp) -> Vec<(Timestamp, JobId)> {
+        let mut expired = Vec::new();
+        while let Some(&(at, number)) = self.expiries.first().filter(|(at, _)| *at <= now) {
+            self.expiries.pop_first();
+            let entry = self.entries[number as usize].as_mut().expect("what expires is queued");
+            entry.expires = false;
+            expired.push((at, entry.id));
+        }
+        expired
     }
 
-    pub(super) fn tried(&mut self, shape: ShapeId, trial: Trial) {
-        if let Some(shape) = self.shapes.get_mut(&shape) {
-            shape.trial = trial;
+    pub(super) fn first_expiry(&self) -> Option<Timestamp> {
+        self.expiries.first().map(|&(at, _)| at)
+    }
+
+    pub(super) fn opened(&self) -> &BTreeSet<LineId> {
+        &self.opened
+    }
+
+    pub(super) fn is_open(&self, line: LineId) -> bool {
+        self.opened.contains(&line)
+    }
+
+    /// No instance takes the line's head now.
+    pub(super) fn close(&mut self, line: LineId) {
+        self.opened.remove(&line);
+    }
+
+    /// A limit keeps the line's head back.
+    pub(super) fn limit(&mut self, line: LineId) {
+        self.opened.remove(&line);
+        self.limited.insert(line);
+    }
+
+    /// A job of this account and factory has ended: what their limits kept back is worth a try.
+    pub(super) fn lift_limits(&mut self, account: AccountId, factory: Option<FactoryId>) {
+        if self.limited.is_empty() {
+            return;
+        }
+        let lifted: Vec<LineId> = self
+            .limited
+            .iter()
+            .copied()
+            .filter(|&line| {
+                let key = self.key(line);
+                key.account == account || (factory.is_some() && key.factory == factory)
+            })
+            .collect();
+        for line in lifted {
+            self.limited.remove(&line);
+            self.opened.insert(line);
         }
     }
 
-    /// Something changed for the better: every shape is worth a try again.
-    pub(super) fn unblock(&mut self) {
-        for shape in self.shapes.values_mut() {
-            shape.trial = Trial::Open;
+    /// The head of a line that has one.
+    pub(super) fn head(&self, line: LineId) -> Option<Head> {
+        let Line { key, seats, .. } = self.line(line);
+        seats.first().map(|seat| head_of(line, key.shape, seat))
+    }
+
+    /// The job's line, if the job is its head.
+    pub(super) fn head_if_first(&self, id: JobId) -> Option<Head> {
+        let (_, entry) = self.entry(id)?;
+        self.head(entry.line).filter(|head| head.job == id)
+    }
+
+    fn entry(&self, id: JobId) -> Option<(u32, &Entry)> {
+        let &number = self.numbers.get(&id)?;
+        Some((number, self.entries[number as usize].as_ref().expect("a numbered entry is there")))
+    }
+
+    fn line(&self, id: LineId) -> &Line {
+        self.lines[id.0 as usize].as_ref().expect("a line lives as long as its members")
+    }
+
+    fn rebuilt(&self, entry: &Entry) -> QueuedJob {
+        let key = &self.line(entry.line).key;
+        QueuedJob {
+            id: entry.id,
+            account: key.account,
+            factory: key.factory,
+            request: Arc::clone(self.shapes.request(key.shape)),
+            priority: key.priority,
+            queued_at: entry.queued_at,
+            not_before: entry.not_before.time(),
+            queue_deadline: entry.queue_deadline.time(),
+            total_deadline: entry.total_deadline.time(),
+            epoch: entry.epoch,
         }
     }
 
-    fn shape_of(&mut self, request: &Request) -> ShapeId {
-        if let Some(shape) = self.numbers.get(request) {
-            return *shape;
+    fn seat_for(&mut self, entry: Entry) -> u32 {
+        if let Some(number) = self.vacant.pop() {
+            self.entries[number as usize] = Some(entry);
+            return number;
         }
-        let shape = ShapeId(self.next_shape);
-        self.next_shape += 1;
-        self.numbers.insert(request.clone(), shape);
-        let request = request.clone();
-        self.shapes.insert(shape, Shape { request, members: 0, line: BTreeSet::new(), trial: Trial::Open });
-        shape
+        let number = u32::try_from(self.entries.len()).expect("fewer than four thousand million jobs");
+        self.entries.push(Some(entry));
+        number
     }
 
-    fn forget_member(&mut self, id: ShapeId) {
-        let shape = self.shapes.get_mut(&id).expect("a queued job's shape is there");
-        shape.members -= 1;
-        if shape.members == 0 {
-            self.numbers.remove(&shape.request);
-            self.shapes.remove(&id);
+    fn line_of(&mut self, job: &QueuedJob) -> LineId {
+        let shape = self.shapes.number(&job.request);
+        let key = LineKey { priority: job.priority, account: job.account, factory: job.factory, shape };
+        let line = match self.line_numbers.get(&key) {
+            Some(&line) => line,
+            None => self.new_line(key),
+        };
+        self.lines[line.0 as usize].as_mut().expect("found or made above").members += 1;
+        line
+    }
+
+    fn new_line(&mut self, key: LineKey) -> LineId {
+        let line = Line { key, members: 0, seats: BTreeSet::new() };
+        let id = match self.vacant_lines.pop() {
+            Some(id) => {
+                self.lines[id.0 as usize] = Some(line);
+                id
+            }
+            None => {
+                self.lines.push(Some(line));
+                LineId(u32::try_from(self.lines.len() - 1).expect("fewer lines than jobs"))
+            }
+        };
+        self.shapes.used(key.shape);
+        self.line_numbers.insert(key, id);
+        id
+    }
+
+    fn forget_member(&mut self, id: LineId) {
+        let line = self.lines[id.0 as usize].as_mut().expect("a line lives as long as its members");
+        line.members -= 1;
+        if line.members == 0 {
+            let key = line.key;
+            self.lines[id.0 as usize] = None;
+            self.vacant_lines.push(id);
+            self.line_numbers.remove(&key);
+            self.shapes.released(key.shape);
+            self.opened.remove(&id);
+            self.limited.remove(&id);
         }
     }
 
-    fn change_line(&mut self, id: ShapeId, change: impl FnOnce(&mut BTreeSet<Rank>) -> bool) {
-        let shape = self.shapes.get_mut(&id).expect("a queued job's shape is there");
-        let before = shape.line.first().copied();
-        change(&mut shape.line);
-        let after = shape.line.first().copied();
+    fn stand(&mut self, id: JobId, in_line: bool) {
+        let Some(&number) = self.numbers.get(&id) else { return };
+        let entry = self.entries[number as usize].as_mut().expect("a numbered entry is there");
+        if entry.in_line == in_line {
+            return;
+        }
+        entry.in_line = in_line;
+        let seat = Seat { queued_at: entry.queued_at, id: halves(id), entry: number };
+        let id = entry.line;
+        let line = self.lines[id.0 as usize].as_mut().expect("a line lives as long as its members");
+        let before = line.seats.first().copied();
+        if in_line {
+            line.seats.insert(seat)
+        } else {
+            line.seats.remove(&seat)
+        };
+        let after = line.seats.first().copied();
         if before != after {
-            // A new first job may do what the one before could not: stand before a reservation.
-            if before.is_none() || after < before {
-                shape.trial = Trial::Open;
-            }
-            if let Some(rank) = before {
-                self.heads.remove(&(rank, id));
-            }
-            if let Some(rank) = after {
-                self.heads.insert((rank, id));
-            }
+            let key = line.key;
+            let head = |seat: Seat| head_of(id, key.shape, &seat);
+            self.order.change(&key, before.map(head), after.map(head));
+            self.head_changed(id, before, after);
         }
     }
+
+    fn head_changed(&mut self, line: LineId, before: Option<Seat>, after: Option<Seat>) {
+        if after.is_none() {
+            self.opened.remove(&line);
+            self.limited.remove(&line);
+        } else if before.is_none() || after < before {
+            // A new first job may do what the one before could not: stand before a reservation.
+            self.limited.remove(&line);
+            self.opened.insert(line);
+        }
+    }
+}
+
+fn halves(id: JobId) -> (u64, u64) {
+    let bits = id.bits();
+    let low = bits & u128::from(u64::MAX);
+    let half = |bits: u128| u64::try_from(bits).expect("64 bits");
+    (half(bits >> 64), half(low))
+}
+
+fn head_of(line: LineId, shape: ShapeId, seat: &Seat) -> Head {
+    let job = JobId::from_bits(u128::from(seat.id.0) << 64 | u128::from(seat.id.1));
+    Head { queued_at: seat.queued_at, job, line, shape }
 }

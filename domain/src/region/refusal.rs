@@ -46,7 +46,7 @@ impl Region {
 
     pub(super) fn refusal_over(&mut self, instance: InstanceId, now: Timestamp) {
         self.fleet.change(instance, now, |slot| slot.withheld = Resources::ZERO);
-        self.queue.unblock();
+        self.better(instance);
     }
 }
 

@@ -5,6 +5,7 @@ use crate::fixture::{at, cores, instance_id, job, job_id, profile};
 use crate::id::AttemptNumber;
 
 mod model;
+mod order;
 
 fn region() -> Region {
     Region::new(RegionConfig::default())
@@ -25,6 +26,8 @@ fn attempt(number: u128, epoch: u64) -> AttemptId {
 fn live(number: u128, epoch: u64, instance: u128) -> LiveAttempt {
     LiveAttempt {
         id: attempt(number, epoch),
+        account: queued(number).account,
+        factory: None,
         instance: instance_id(instance),
         resources: cores(2, 4),
         total_deadline: None,
@@ -74,7 +77,7 @@ fn priority_is_order_then_queue_time_then_id() {
 fn what_cannot_be_placed_is_skipped_and_says_why() {
     let mut region = region();
     let mut large = queued(1);
-    large.request.resources = cores(64, 4);
+    Arc::make_mut(&mut large.request).resources = cores(64, 4);
     assert_eq!(attach(&mut region, 1, vec![], 0), []);
     assert_eq!(region.handle(RegionEvent::JobQueued(large), at(1)), []);
     assert_eq!(region.handle(RegionEvent::JobQueued(queued(2)), at(500)), [assign(2, 1)]);
@@ -99,7 +102,7 @@ fn an_image_waits_for_docker() {
 
 fn needing(number: u128, resources: Resources, seconds: u64) -> RegionEvent {
     let mut job = QueuedJob { queued_at: at(seconds), ..queued(number) };
-    job.request.resources = resources;
+    Arc::make_mut(&mut job.request).resources = resources;
     RegionEvent::JobQueued(job)
 }
 
@@ -479,7 +482,7 @@ fn a_refusal_for_want_of_room_is_believed_until_the_next_profile() {
     assert_eq!(region.handle(RegionEvent::JobQueued(again), at(1)), [], "it would be refused again");
     assert_eq!(region.instance(instance_id(1)).unwrap().free, cores(1, 1));
     let mut small = queued(2);
-    small.request.resources = cores(1, 1);
+    Arc::make_mut(&mut small.request).resources = cores(1, 1);
     assert_eq!(region.handle(RegionEvent::JobQueued(small), at(1)), [assign(2, 1)], "it said that this fits");
     let profile = profile(1, cores(4, 8));
     let freed = RegionEvent::ProfileChanged { profile, draining: false };

@@ -55,10 +55,10 @@ impl Timers {
 
     /// Takes out every timer that is due, the earliest first. Those set again meanwhile wait for the next time, even
     /// if they are due at once: that always ends.
-    pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
-        let due: Vec<Timer> =
-            self.order.iter().take_while(|(at, _)| *at <= now).map(|&(_, timer)| timer).collect();
-        due.iter().for_each(|&timer| self.cancel(timer));
+    pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<(Timestamp, Timer)> {
+        let due: Vec<(Timestamp, Timer)> =
+            self.order.iter().take_while(|(at, _)| *at <= now).copied().collect();
+        due.iter().for_each(|&(_, timer)| self.cancel(timer));
         due
     }
 
@@ -81,7 +81,7 @@ mod tests {
         timers.set(Timer::Pause(job(1)), at(10));
         assert_eq!(timers.first(), Some(at(10)));
         assert_eq!(timers.take_due(at(9)), []);
-        assert_eq!(timers.take_due(at(25)), [Timer::Pause(job(1)), Timer::Pause(job(2))]);
+        assert_eq!(timers.take_due(at(25)), [(at(10), Timer::Pause(job(1))), (at(20), Timer::Pause(job(2)))]);
         assert_eq!(timers.take_due(at(25)), []);
         timers.set(Timer::Pause(job(1)), at(30));
         timers.set_or_cancel(Timer::Pause(job(1)), None);

@@ -6,6 +6,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use std::cmp::Reverse;
+
 use crate::placement::{choose, could_take, share_sum};
 
 mod story;
@@ -27,12 +29,14 @@ struct Flight {
     from: Epoch,
     instance: InstanceId,
     resources: Resources,
+    charge: Charge,
 }
 
 #[derive(Clone, Debug)]
 struct Running {
     attempt: LiveAttempt,
     queued_as: Option<QueuedJob>,
+    charge: Charge,
     heard: Timestamp,
     publisher: Option<InstanceId>,
     nobody_publishes: bool,
@@ -53,14 +57,26 @@ struct Host {
     refusals: u32,
 }
 
+/// What is reserved: for whom, where, and whether for being the oldest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kept {
+    job: JobId,
+    instance: InstanceId,
+    oldest: bool,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Reference {
+    config: RegionConfig,
+    usage: Usage,
+    turn: u32,
+    contenders: Vec<(JobId, Timestamp)>,
     waiting: Vec<Waiting>,
     flights: Vec<Flight>,
     running: Vec<Running>,
     hosts: Vec<Host>,
     totals: BTreeMap<JobId, Timestamp>,
-    reservation: Option<(JobId, InstanceId)>,
+    kept: Vec<Kept>,
 }
 
 impl Host {
@@ -113,7 +129,7 @@ impl Reference {
             RegionEvent::JobQueued(job) => self.queued(job, now),
             RegionEvent::JobLeft(job) => self.left(job),
             RegionEvent::AttemptLive(attempt) => self.live(attempt, now),
-            RegionEvent::AttemptOver(attempt) => self.over(attempt),
+            RegionEvent::AttemptOver(attempt) => self.over(attempt, now),
             RegionEvent::AssignmentFailed { job, instance, requeue } => {
                 self.failed(job, instance, requeue, now)
             }
@@ -179,7 +195,7 @@ impl Reference {
             if live.attempt.id.epoch > job.epoch {
                 return;
             }
-            self.over(live.attempt.id);
+            self.over(live.attempt.id, now);
         }
         if let Some(flight) = self.flights.iter_mut().find(|flight| flight.job.id == job.id) {
             if flight.job.epoch <= job.epoch {
@@ -215,7 +231,7 @@ impl Reference {
     }
 
     fn unreserve(&mut self, job: JobId) {
-        self.reservation = self.reservation.filter(|(holder, _)| *holder != job);
+        self.kept.retain(|kept| kept.job != job);
     }
 
     fn live(&mut self, attempt: LiveAttempt, now: Timestamp) {
@@ -234,7 +250,7 @@ impl Reference {
                 return;
             }
             let old = live.attempt.id;
-            self.over(old);
+            self.over(old, now);
         }
         if self.waiting.iter().any(|waiting| waiting.job.id == job && waiting.job.epoch >= attempt.id.epoch)
             || self.flights.iter().any(|flight| flight.job.id == job && flight.from >= attempt.id.epoch)
@@ -244,28 +260,60 @@ impl Reference {
         let mut queued_as = self.waiting.iter().find(|waiting| waiting.job.id == job).map(|w| w.job.clone());
         self.waiting.retain(|waiting| waiting.job.id != job);
         self.unreserve(job);
+        let mut charge = None;
         if let Some(index) = self.flights.iter().position(|flight| flight.job.id == job) {
             let flight = self.flights.remove(index);
-            self.forget(flight.instance);
-            if flight.job.epoch >= attempt.id.epoch {
+            let current = flight.job.epoch < attempt.id.epoch;
+            if current && flight.instance == attempt.instance && flight.resources == attempt.resources {
+                charge = Some(flight.charge);
+            } else {
+                self.usage.settle(&flight.charge, now, &self.config.fair_share);
+                self.forget(flight.instance);
+            }
+            if !current {
                 return self.enter(flight.job, None, now);
             }
             queued_as = Some(flight.job);
         }
+        let whose = (attempt.account, attempt.factory);
+        let charge = charge.unwrap_or_else(|| self.charge(whose, &attempt.resources, now));
         match attempt.total_deadline.filter(|_| !attempt.granted) {
             Some(at) => self.totals.insert(job, at),
             None => self.totals.remove(&job),
         };
         let (publisher, nobody_publishes, begun, refused) = (None, false, false, false);
         let heard = now;
-        self.running.push(Running { attempt, queued_as, heard, publisher, nobody_publishes, begun, refused });
+        self.running.push(Running {
+            attempt,
+            queued_as,
+            charge,
+            heard,
+            publisher,
+            nobody_publishes,
+            begun,
+            refused,
+        });
     }
 
-    fn over(&mut self, attempt: AttemptId) {
+    fn charge(
+        &mut self,
+        whose: (AccountId, Option<FactoryId>),
+        resources: &Resources,
+        now: Timestamp,
+    ) -> Charge {
+        let connected = self.hosts.iter().filter(|host| host.left.is_none() && !host.lost);
+        let capacity =
+            connected.fold(Resources::ZERO, |sum, host| sum.saturating_add(&host.profile.capacity));
+        self.usage.rebase(now, &self.config.fair_share);
+        self.usage.charge(whose, resources.dominant_share(&capacity), now, &self.config.fair_share)
+    }
+
+    fn over(&mut self, attempt: AttemptId, now: Timestamp) {
         self.resolve(attempt);
         if let Some(index) = self.running.iter().position(|live| live.attempt.id == attempt) {
             let live = self.running.remove(index);
             self.totals.remove(&attempt.job);
+            self.usage.settle(&live.charge, now, &self.config.fair_share);
             self.forget(live.attempt.instance);
         }
     }
@@ -290,11 +338,12 @@ impl Reference {
             self.running.iter().position(|l| l.attempt.id.job == job && l.attempt.instance == instance);
         if let Some(index) = flight {
             let flight = self.flights.remove(index);
+            self.usage.settle(&flight.charge, now, &self.config.fair_share);
             self.forget(instance);
             again = Some(flight.job.clone()).filter(|_| requeue || flight.job.epoch > flight.from);
         } else if let Some(index) = live {
             let (id, queued) = (self.running[index].attempt.id, self.running[index].queued_as.clone());
-            self.over(id);
+            self.over(id, now);
             again = queued.filter(|_| requeue).map(|queued| QueuedJob { epoch: id.epoch, ..queued });
         }
         if let Some(job) = again {
@@ -407,69 +456,170 @@ impl Reference {
             && !passed(waiting.job.total_deadline)
     }
 
-    fn rank(job: &QueuedJob) -> (std::cmp::Reverse<u16>, Timestamp, JobId) {
-        (std::cmp::Reverse(job.priority), job.queued_at, job.id)
+    /// The first of each line: jobs that are alike in everything that counts wait behind the oldest of them.
+    fn heads(&self, now: Timestamp) -> Vec<&QueuedJob> {
+        let mut heads: Vec<&QueuedJob> = Vec::new();
+        for job in
+            self.waiting.iter().filter(|waiting| Self::may_run(waiting, now)).map(|waiting| &waiting.job)
+        {
+            let alike = heads.iter_mut().find(|head| {
+                (head.priority, head.account, head.factory, &head.request)
+                    == (job.priority, job.account, job.factory, &job.request)
+            });
+            match alike {
+                Some(head) if (job.queued_at, job.id) < (head.queued_at, head.id) => *head = job,
+                Some(_) => {}
+                None => heads.push(job),
+            }
+        }
+        heads
+    }
+
+    fn served(&self, mut heads: Vec<&QueuedJob>) -> Vec<QueuedJob> {
+        heads.sort_by_key(|job| {
+            (Reverse(job.priority), self.usage.of(job.account), job.account, job.queued_at, job.id)
+        });
+        heads.into_iter().cloned().collect()
+    }
+
+    fn is_old(&self, job: &QueuedJob, now: Timestamp) -> bool {
+        now.since(job.queued_at) >= self.config.aging.after
+    }
+
+    fn is_limited(&self, job: &QueuedJob) -> bool {
+        let flights = self.flights.iter().map(|flight| (flight.job.account, flight.job.factory));
+        let live = self.running.iter().map(|live| (live.attempt.account, live.attempt.factory));
+        let (mut of_account, mut of_factory) = (0, 0);
+        for (account, factory) in flights.chain(live) {
+            of_account += u32::from(account == job.account);
+            of_factory += u32::from(factory == job.factory);
+        }
+        let limits = &self.config.limits;
+        let account = limits.accounts.get(&job.account).copied().or(limits.every_account);
+        let factory = job.factory.and_then(|factory| limits.factories.get(&factory));
+        account.is_some_and(|limit| of_account >= limit) || factory.is_some_and(|&limit| of_factory >= limit)
+    }
+
+    /// Where the job may go now, and the best of it.
+    fn place(&self, job: &QueuedJob) -> Option<InstanceId> {
+        let place = |job: &QueuedJob| (Reverse(job.priority), job.queued_at, job.id);
+        let kept = |instance: InstanceId| {
+            self.kept.iter().filter(|kept| kept.instance == instance).any(|kept| {
+                let holder = &self.waiting.iter().find(|waiting| waiting.job.id == kept.job).unwrap().job;
+                if self.kept.iter().any(|own| own.job == job.id && own.instance == instance) {
+                    false
+                } else if kept.oldest {
+                    (holder.queued_at, holder.id) < (job.queued_at, job.id)
+                } else {
+                    place(holder) < place(job)
+                }
+            })
+        };
+        let candidates = self.hosts.iter().map(|host| self.candidate(host));
+        let candidates = candidates.filter(|candidate| !kept(candidate.id));
+        choose(&job.request, candidates, &Policy::default()).filter(|_| !self.is_limited(job))
+    }
+
+    fn could_go(&self, job: &QueuedJob, instance: Option<InstanceId>) -> bool {
+        let asked = |host: &&Host| instance.is_none_or(|instance| host.profile.id == instance);
+        self.hosts.iter().filter(asked).any(|host| could_take(&job.request, &self.candidate(host)))
     }
 
     fn pass(&mut self, now: Timestamp) -> Vec<Action> {
-        let mut jobs: Vec<QueuedJob> = Vec::new();
-        jobs.extend(self.waiting.iter().filter(|waiting| Self::may_run(waiting, now)).map(|w| w.job.clone()));
-        jobs.sort_by_key(Self::rank);
-        if let Some((holder, instance)) = self.reservation {
-            let job = jobs.iter().find(|job| job.id == holder);
-            let host = self.hosts.iter().find(|host| host.profile.id == instance);
-            let stands =
-                job.zip(host).is_some_and(|(job, host)| could_take(&job.request, &self.candidate(host)));
-            self.reservation = self.reservation.filter(|_| stands);
-        }
+        self.check_kept(now);
         let mut actions = Vec::new();
-        let mut failed: Vec<Request> = Vec::new();
-        for job in &jobs {
-            let kept = self.reservation.and_then(|(holder, instance)| {
-                let holder = jobs.iter().find(|job| job.id == holder)?;
-                (Self::rank(job) > Self::rank(holder)).then_some(instance)
-            });
-            let candidates = self.hosts.iter().map(|host| self.candidate(host));
-            let candidates = candidates.filter(|candidate| Some(candidate.id) != kept);
-            match choose(&job.request, candidates, &Policy::default()) {
-                Some(instance) => {
-                    assert!(!failed.contains(&job.request), "a shape that failed would have fitted");
-                    actions.push(self.assign(job, instance));
-                }
-                None if !failed.contains(&job.request) => {
-                    failed.push(job.request.clone());
-                    self.reserve(job, now);
-                }
-                None => {}
+        loop {
+            let heads = self.heads(now);
+            let oldest = heads.iter().min_by_key(|job| (job.queued_at, job.id)).copied().cloned();
+            let forced = self.turn + 1 >= self.config.aging.every;
+            let mut old: Vec<QueuedJob> =
+                heads.iter().filter(|job| forced && self.is_old(job, now)).copied().cloned().collect();
+            old.sort_by_key(|job| (job.queued_at, job.id));
+            let served = self.served(heads);
+            let by_age = old.iter().find_map(|job| Some((job, self.place(job)?)));
+            let in_rank = || served.iter().find_map(|job| Some((job, self.place(job)?)));
+            let Some((job, instance)) = by_age.or_else(in_rank) else { break };
+            let overtaken = old.iter().find(|old| self.may_reserve(old)).filter(|old| old.id != job.id);
+            if let Some(overtaken) = overtaken.filter(|_| !self.kept.iter().any(|kept| kept.oldest)) {
+                self.reserve(&overtaken.clone(), true);
+                continue;
             }
+            let mut before = served.iter().take_while(|other| other.id != job.id);
+            let overtaken = before.find(|other| self.stood_long(other, now) && self.may_reserve(other));
+            let free = by_age.is_none() && self.kept.iter().all(|kept| kept.oldest);
+            if let Some(overtaken) = overtaken.filter(|_| free) {
+                self.reserve(&overtaken.clone(), false);
+                continue;
+            }
+            self.turn = match oldest {
+                Some(oldest) if self.is_old(&oldest, now) && !self.is_old(job, now) => {
+                    (self.turn + 1).min(self.config.aging.every)
+                }
+                _ => 0,
+            };
+            let job = job.clone();
+            actions.push(self.assign(&job, instance, now));
         }
+        self.contend(now);
         actions
     }
 
-    fn assign(&mut self, job: &QueuedJob, instance: InstanceId) -> Action {
+    fn check_kept(&mut self, now: Timestamp) {
+        let stands = |kept: &Kept| {
+            let waiting = self.waiting.iter().find(|waiting| waiting.job.id == kept.job);
+            waiting.is_some_and(|waiting| {
+                Self::may_run(waiting, now) && self.could_go(&waiting.job, Some(kept.instance))
+            })
+        };
+        let kept: Vec<Kept> = self.kept.iter().filter(|kept| stands(kept)).copied().collect();
+        self.kept = kept;
+    }
+
+    fn assign(&mut self, job: &QueuedJob, instance: InstanceId, now: Timestamp) -> Action {
         self.waiting.retain(|waiting| waiting.job.id != job.id);
         self.unreserve(job.id);
         let (from, resources) = (job.epoch, job.request.resources);
-        self.flights.push(Flight { job: job.clone(), from, instance, resources });
+        let charge = self.charge((job.account, job.factory), &resources, now);
+        self.flights.push(Flight { job: job.clone(), from, instance, resources, charge });
         Action::Assign { job: job.id, instance }
     }
 
-    fn reserve(&mut self, job: &QueuedJob, now: Timestamp) {
-        let since = job.queued_at.max(job.not_before.unwrap_or(job.queued_at));
-        if self.reservation.is_some() || now.since(since) < Duration::from_secs(60) {
+    fn may_reserve(&self, job: &QueuedJob) -> bool {
+        !self.is_limited(job) && self.could_go(job, None)
+    }
+
+    fn stood_long(&self, job: &QueuedJob, now: Timestamp) -> bool {
+        let since = self.contenders.iter().find(|(known, _)| *known == job.id).map(|&(_, since)| since);
+        since.is_some_and(|since| now.since(since) >= self.config.reserve_after)
+    }
+
+    fn contend(&mut self, now: Timestamp) {
+        if self.kept.iter().any(|kept| !kept.oldest) {
             return;
         }
+        let mut first =
+            self.served(self.heads(now).into_iter().filter(|job| self.may_reserve(job)).collect());
+        first.truncate(8);
+        let since = |job: &QueuedJob| {
+            self.contenders.iter().find(|(known, _)| *known == job.id).map_or(now, |&(_, since)| since)
+        };
+        self.contenders = first.iter().map(|job| (job.id, since(job))).collect();
+    }
+
+    fn reserve(&mut self, job: &QueuedJob, oldest: bool) {
         let mut best = None;
         for host in &self.hosts {
             let candidate = self.candidate(host);
             let missing = job.request.resources.saturating_sub(&candidate.free);
             let capacity = candidate.capacity;
-            let score = (missing.dominant_share(&capacity), share_sum(&missing, &capacity), candidate.id);
+            let taken = self.kept.iter().any(|kept| kept.instance == candidate.id);
+            let score =
+                (taken, missing.dominant_share(&capacity), share_sum(&missing, &capacity), candidate.id);
             if could_take(&job.request, &candidate) && best.is_none_or(|best| score < best) {
                 best = Some(score);
             }
         }
-        self.reservation = best.map(|(.., instance)| (job.id, instance));
+        self.kept.extend(best.map(|(.., instance)| Kept { job: job.id, instance, oldest }));
     }
 
     /// The next time at which `handle(Tick)` has an effect.
@@ -535,14 +685,48 @@ fn check(region: &Region, before: &Region, actions: &[Action], now: Timestamp) {
         }
     }
     assert!(region.next_deadline().is_none_or(|next| next > now), "something due was not done");
+    nothing_idles_while_something_waits(region, now);
+}
+
+/// Progress: no instance stands idle while a job waits that fits there and that nothing else keeps back.
+fn nothing_idles_while_something_waits(region: &Region, now: Timestamp) {
+    let waiting = region.queued().filter_map(|id| region.queued_job(id)).filter(|job| {
+        let passed = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        region.limit_of(job.id).is_none() && !passed(job.queue_deadline) && !passed(job.total_deadline)
+    });
+    let waiting: Vec<QueuedJob> =
+        waiting.filter(|job| region.queue.head_if_first(job.id).is_some()).collect();
+    for slot in region.fleet.slots().filter(|slot| slot.free() == slot.profile.capacity) {
+        let fits = waiting.iter().find(|job| could_take(&job.request, &slot.candidate()));
+        assert!(fits.is_none(), "{} is idle while {} waits", slot.profile.host, fits.unwrap().id);
+    }
+}
+
+/// Everything that may keep a job back, at times that stories reach.
+fn strict_config() -> RegionConfig {
+    let limits = Limits {
+        every_account: Some(3),
+        accounts: BTreeMap::from([(account(2), 2)]),
+        factories: BTreeMap::from([(FactoryId::new(at(0), 0), 1)]),
+    };
+    let fair_share = FairShare { weights: BTreeMap::from([(account(1), 300)]), ..FairShare::default() };
+    let aging = Aging { after: Duration::from_secs(90), every: 3 };
+    let reserve_after = Duration::from_secs(20);
+    RegionConfig { limits, fair_share, aging, reserve_after, ..RegionConfig::default() }
+}
+
+fn account(number: u128) -> AccountId {
+    AccountId::new(at(0), number)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn proposes_what_the_reference_proposes(steps in prop::collection::vec(step(), 1..150)) {
-        let (mut region, mut reference) = (region(), Reference::default());
+    fn proposes_what_the_reference_proposes(strict in any::<bool>(), steps in prop::collection::vec(step(), 1..150)) {
+        let config = if strict { strict_config() } else { RegionConfig::default() };
+        let mut region = Region::new(config.clone());
+        let mut reference = Reference { config, ..Reference::default() };
         let mut last_heard: BTreeMap<AttemptId, Timestamp> = BTreeMap::new();
         let mut now = at(0);
         for (step, passed) in steps {
@@ -551,6 +735,7 @@ proptest! {
             while let Some(deadline) = region.next_deadline().filter(|&deadline| deadline <= early) {
                 let before = Timestamp::from_millis(deadline.as_millis() - 1).max(now);
                 prop_assert_eq!(region.handle(RegionEvent::Tick, before), vec![]);
+                prop_assert_eq!(reference.handle(RegionEvent::Tick, before), vec![]);
                 now = deadline;
                 let actions = region.clone().handle(RegionEvent::Tick, now);
                 prop_assert_eq!(&actions, &region.handle(RegionEvent::Tick, now), "same events, other actions");

@@ -79,7 +79,9 @@ pub(super) fn event(step: &Step, world: &Reference, now: Timestamp) -> RegionEve
             };
             let (instance, resources) = (flight.instance, flight.resources);
             let total_deadline = flight.job.total_deadline;
-            RegionEvent::AttemptLive(LiveAttempt { id, instance, resources, total_deadline, granted })
+            let (account, factory) = (flight.job.account, flight.job.factory);
+            let live = LiveAttempt { id, account, factory, instance, resources, total_deadline, granted };
+            RegionEvent::AttemptLive(live)
         }),
         Step::Refuse { flight, requeue } => picked(&world.flights, flight).map(|flight| {
             RegionEvent::AssignmentFailed { job: flight.job.id, instance: flight.instance, requeue }
@@ -105,7 +107,9 @@ pub(super) fn event(step: &Step, world: &Reference, now: Timestamp) -> RegionEve
         Step::Renew(live) => picked(&world.running, live).map(|live| RegionEvent::Renewed(live.attempt.id)),
         Step::FoundLive { job, epoch, instance, limited } => {
             let total_deadline = limited.then(|| now.after(Duration::from_secs(90)));
-            Some(RegionEvent::AttemptLive(LiveAttempt { total_deadline, ..live(job, epoch, instance) }))
+            let (account, factory) = whose(job);
+            let found = LiveAttempt { account, factory, total_deadline, ..live(job, epoch, instance) };
+            Some(RegionEvent::AttemptLive(found))
         }
         Step::FoundOver { job, epoch } => Some(RegionEvent::AttemptOver(attempt(job, epoch))),
         Step::Hello { instance, forget, stranger, small } => {
@@ -125,6 +129,11 @@ pub(super) fn event(step: &Step, world: &Reference, now: Timestamp) -> RegionEve
     told.unwrap_or(RegionEvent::Tick)
 }
 
+/// Three accounts, one of them with a factory.
+fn whose(job: u128) -> (AccountId, Option<FactoryId>) {
+    (account(job % 3 + 1), (job.is_multiple_of(3)).then(|| FactoryId::new(at(0), job % 2)))
+}
+
 fn queue_event(
     world: &Reference,
     job: u128,
@@ -141,7 +150,10 @@ fn queue_event(
     let flying = world.flights.iter().find(|flight| flight.job.id == id).map(|flight| flight.job.epoch.0);
     let epoch = live.or(flying).unwrap_or(0).saturating_add_signed(i64::from(news));
     let after = |bit: u8, seconds| (limits & bit != 0).then(|| now.after(Duration::from_secs(seconds)));
+    let (account, factory) = whose(job);
     let mut told = QueuedJob {
+        account,
+        factory,
         priority,
         queued_at: Timestamp::from_millis(now.as_millis() / 100_000 * 100_000),
         not_before: after(1, 2),
@@ -150,7 +162,7 @@ fn queue_event(
         epoch: Epoch(epoch),
         ..queued(job)
     };
-    told.request.resources = shapes[shape];
+    Arc::make_mut(&mut told.request).resources = shapes[shape];
     RegionEvent::JobQueued(told)
 }
 

@@ -1,0 +1,87 @@
+//! Limits of concurrency: how many attempts an account or a factory may have at the same time.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AccountId, FactoryId};
+
+/// How many attempts may be live at the same time; none where nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Of each account that has no limit of its own.
+    pub every_account: Option<u32>,
+    /// Of an account.
+    pub accounts: BTreeMap<AccountId, u32>,
+    /// Of a factory.
+    pub factories: BTreeMap<FactoryId, u32>,
+}
+
+/// What a limit is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitedBy {
+    /// The account's attempts.
+    Account,
+    /// The factory's attempts.
+    Factory,
+}
+
+/// A limit that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitReached {
+    /// Whose.
+    pub by: LimitedBy,
+    /// How many attempts it allows.
+    pub limit: u32,
+}
+
+/// How many attempts there are now, assignments in flight included.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Running {
+    accounts: BTreeMap<AccountId, u32>,
+    factories: BTreeMap<FactoryId, u32>,
+}
+
+impl Running {
+    pub(super) fn begun(&mut self, account: AccountId, factory: Option<FactoryId>) {
+        *self.accounts.entry(account).or_insert(0) += 1;
+        if let Some(factory) = factory {
+            *self.factories.entry(factory).or_insert(0) += 1;
+        }
+    }
+
+    pub(super) fn ended(&mut self, account: AccountId, factory: Option<FactoryId>) {
+        less(&mut self.accounts, account);
+        if let Some(factory) = factory {
+            less(&mut self.factories, factory);
+        }
+    }
+
+    /// The limit that keeps one more attempt from beginning.
+    pub(super) fn reached(
+        &self,
+        limits: &Limits,
+        account: AccountId,
+        factory: Option<FactoryId>,
+    ) -> Option<LimitReached> {
+        let of_account = limits.accounts.get(&account).copied().or(limits.every_account);
+        let of_factory = factory.and_then(|factory| limits.factories.get(&factory).copied());
+        let accounts = || self.accounts.get(&account).copied().unwrap_or(0);
+        let factories = || factory.and_then(|factory| self.factories.get(&factory).copied()).unwrap_or(0);
+        let factory = of_factory.filter(|&limit| factories() >= limit);
+        let account = of_account.filter(|&limit| accounts() >= limit);
+        let by_factory = factory.map(|limit| LimitReached { by: LimitedBy::Factory, limit });
+        by_factory.or(account.map(|limit| LimitReached { by: LimitedBy::Account, limit }))
+    }
+}
+
+fn less<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K) {
+    if let Some(count) = counts.get_mut(&key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&key);
+        }
+    }
+}
