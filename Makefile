@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo demo-stop test lint deny bench bench-autoscaling images
+.PHONY: help setup up demo demo-stop test lint deny bench bench-scheduling bench-autoscaling images
 
 export TELECINE_STATE ?= $(CURDIR)/.telecine/state
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -54,6 +54,9 @@ bench: up ## what Telecine adds, against floors measured in the same run
 	scripts/build-test-images
 	scripts/build-transform-image --profile release --no-build
 	scripts/with-images target/release/telecine-bench
+
+bench-scheduling: ## what a decision of the scheduler costs, and how well it packs (TRACES=folder for the packing)
+	CARGO_INCREMENTAL=0 cargo bench --package telecine-domain --bench telecine-bench-scheduling
 
 bench-autoscaling: ## the autoscaler against its targets and what others do; public traces from TRACES=DIR
 	cargo run --release --target-dir target/pure -p telecine-simulator --bin telecine-bench-autoscaling -- "$(TRACES)"

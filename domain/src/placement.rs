@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{InstanceId, PoolName};
 use crate::instance::{HealthProblem, Instance, InstanceState, RuntimeKind};
 use crate::job::JobSpec;
-use crate::resources::{ResourceKind, Resources};
+use crate::resources::{ResourceKind, Resources, share};
 
 /// What placement needs to know of a job. Jobs with equal requests are placed alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -225,36 +225,44 @@ fn takes(request: &Request, candidate: &Candidate<'_>) -> bool {
     could_take(request, candidate) && request.resources.fits_in(&candidate.free)
 }
 
+fn preference(request: &Request, candidate: &Candidate<'_>, policy: &Policy) -> Preference {
+    let has_image = request.image.as_ref().is_none_or(|image| candidate.cached_images.contains(image));
+    Preference::of(&request.resources, &candidate.free, &candidate.capacity, has_image, candidate.id, policy)
+}
+
 /// The order of preference between instances that take a request: the least comes first.
-pub(crate) fn preference(
-    request: &Request,
-    candidate: &Candidate<'_>,
-    policy: &Policy,
-) -> (bool, u32, u64, InstanceId) {
-    let cached = request.image.as_ref().is_none_or(|image| candidate.cached_images.contains(image));
-    let left = candidate.free.saturating_sub(&request.resources);
-    (
-        policy.prefer_cached_image && !cached,
-        left.dominant_share(&candidate.capacity),
-        share_sum(&left, &candidate.capacity),
-        candidate.id,
-    )
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Preference {
+    without_image: bool,
+    largest_left: u32,
+    all_left: u64,
+    id: InstanceId,
+}
+
+impl Preference {
+    pub(crate) fn of(
+        need: &Resources,
+        free: &Resources,
+        capacity: &Resources,
+        has_image: bool,
+        id: InstanceId,
+        policy: &Policy,
+    ) -> Self {
+        let left = free.saturating_sub(need);
+        let mut all_left = 0;
+        let mut largest_left = 0;
+        for kind in ResourceKind::ALL {
+            let share = share(left.amount(kind), capacity.amount(kind));
+            all_left += u64::from(share);
+            largest_left = largest_left.max(share);
+        }
+        Self { without_image: policy.prefer_cached_image && !has_image, largest_left, all_left, id }
+    }
 }
 
 /// Sum over the kinds of what `part` is of `whole`, in thousandths: the larger, the emptier.
 pub fn share_sum(part: &Resources, whole: &Resources) -> u64 {
-    let share = |kind| only(part, kind).dominant_share(whole);
-    ResourceKind::ALL.into_iter().map(|kind| u64::from(share(kind))).sum()
-}
-
-fn only(resources: &Resources, kind: ResourceKind) -> Resources {
-    let amount = resources.amount(kind);
-    match kind {
-        ResourceKind::CpuMilli => Resources { cpu_milli: amount, ..Resources::ZERO },
-        ResourceKind::MemoryBytes => Resources { memory_bytes: amount, ..Resources::ZERO },
-        ResourceKind::ScratchBytes => Resources { scratch_bytes: amount, ..Resources::ZERO },
-        ResourceKind::Gpus => Resources { gpus: amount, ..Resources::ZERO },
-    }
+    ResourceKind::ALL.into_iter().map(|kind| u64::from(share(part.amount(kind), whole.amount(kind)))).sum()
 }
 
 fn refused<'a>(request: &Request, candidates: impl Iterator<Item = Candidate<'a>>) -> Unplaceable {

@@ -439,6 +439,11 @@ impl Region {
         place(&job.request, self.fleet.candidates(), &self.config.policy).err()
     }
 
+    /// A job whose assignment is in flight.
+    pub fn assigned(&self, job: JobId) -> Option<&QueuedJob> {
+        self.in_flight.get(&job).map(|flight| &flight.job)
+    }
+
     /// The limit that keeps a waiting job back, if one does.
     pub fn limit_of(&self, job: JobId) -> Option<LimitReached> {
         let job = self.queue.job(job)?;
@@ -462,11 +467,11 @@ impl Region {
             return;
         }
         self.job_left(job.id);
-        self.enqueue(job, None, now);
+        self.enqueue(&job, None, now);
     }
 
     /// Adds a job to the queue; it is not placed before `not_before`, nor before its own time.
-    fn enqueue(&mut self, job: QueuedJob, not_before: Option<Timestamp>, now: Timestamp) {
+    fn enqueue(&mut self, job: &QueuedJob, not_before: Option<Timestamp>, now: Timestamp) {
         let pause = job.not_before.max(not_before).filter(|&time| time > now);
         let expired = [job.queue_deadline, job.total_deadline].into_iter().flatten().any(|at| at <= now);
         if let Some(until) = pause {
@@ -511,7 +516,7 @@ impl Region {
         };
         match again {
             Some(queued) => {
-                self.enqueue(queued, Some(now.after(self.config.refusal_pause)), now);
+                self.enqueue(&queued, Some(now.after(self.config.refusal_pause)), now);
             }
             None if !self.knows(job) => self.timers.cancel(Timer::TotalDeadline(job)),
             None => {}

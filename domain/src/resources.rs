@@ -141,12 +141,19 @@ impl Resources {
     }
 }
 
-fn share(used: u64, capacity: u64) -> u32 {
+/// What `used` is of `capacity`, in thousandths (rounded up); `u32::MAX` when there is none and some is used.
+pub(crate) fn share(used: u64, capacity: u64) -> u32 {
     match (used, capacity) {
         (0, _) => 0,
         (_, 0) => u32::MAX,
         (used, capacity) => {
-            u32::try_from((u128::from(used) * 1000).div_ceil(u128::from(capacity))).unwrap_or(u32::MAX)
+            // A division of 128 bits takes many times longer, and amounts that need it are absurd.
+            let share = match used.checked_mul(1000) {
+                Some(thousandfold) => thousandfold.div_ceil(capacity),
+                None => u64::try_from((u128::from(used) * 1000).div_ceil(u128::from(capacity)))
+                    .unwrap_or(u64::MAX),
+            };
+            u32::try_from(share).unwrap_or(u32::MAX)
         }
     }
 }

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use super::order::{Head, Rank};
 use super::queue::LineId;
+use super::room::Place;
 use super::{Action, InFlight, Region};
 use crate::id::{InstanceId, JobId};
-use crate::placement::{Candidate, Request, could_take, preference, share_sum};
+use crate::placement::{Candidate, Preference, Request, could_take, share_sum};
 use crate::time::Timestamp;
 
 /// How jobs that have waited long are kept from starving.
@@ -45,17 +46,17 @@ const CONTENDERS: usize = 8;
 pub(super) struct Reservation {
     pub(super) job: JobId,
     pub(super) instance: InstanceId,
-    place: Place,
+    place: Standing,
 }
 
 /// What counts between the holder of a reservation and another job: priority and age; for the oldest job of all, age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Standing {
     Ranked(Reverse<u16>, Timestamp, JobId),
     Oldest(Timestamp, JobId),
 }
 
-impl Place {
+impl Standing {
     /// Whether a job may not use what is reserved for this one.
     fn is_before(&self, priority: u16, head: &Head) -> bool {
         match *self {
@@ -137,8 +138,8 @@ impl Region {
         self.queue.shapes.look();
         let mut any = false;
         for &row in &self.freed {
-            if let Some(free) = self.fleet.room().free(row) {
-                any |= self.queue.shapes.mark_fitting(&free);
+            if let Some(place) = self.fleet.room().place(row) {
+                any |= self.queue.shapes.mark_fitting(&place.free);
             }
         }
         if !any && self.queue.opened().is_empty() {
@@ -193,7 +194,8 @@ impl Region {
         let best = if open {
             self.best(request, head, key.priority, self.fleet.room().fitting(&request.resources))
         } else {
-            self.best(request, head, key.priority, self.freed.iter().copied())
+            let rows = self.freed.iter().filter_map(|&row| self.fleet.room().place(row));
+            self.best(request, head, key.priority, rows)
         };
         if best.is_none() && open {
             self.queue.close(head.line);
@@ -201,27 +203,31 @@ impl Region {
         best
     }
 
-    /// The best of these rows for the head.
-    fn best(
+    /// The best of these places for the head.
+    fn best<'a>(
         &self,
         request: &Request,
         head: &Head,
         priority: u16,
-        rows: impl Iterator<Item = u32>,
+        places: impl Iterator<Item = &'a Place>,
     ) -> Option<InstanceId> {
         let kept = |instance: InstanceId| {
             let here = || self.reservations.all().filter(|held| held.instance == instance);
             here().all(|held| held.job != head.job) && here().any(|held| held.place.is_before(priority, head))
         };
-        let fits = |row: &u32| {
-            self.fleet.room().free(*row).is_some_and(|free| request.resources.fits_in(&free))
-                && self.fleet.in_row(*row).profile.runtimes.contains(&request.runtime)
+        let need = &request.resources;
+        let image = request.image.as_ref().map(|image| self.fleet.image_number(image));
+        let has_image = |place: &Place| {
+            image.is_none_or(|number| number.is_some_and(|number| place.images.contain(number)))
         };
-        rows.filter(fits)
-            .map(|row| self.fleet.in_row(row).candidate())
-            .filter(|candidate| !kept(candidate.id))
-            .min_by_key(|candidate| preference(request, candidate, &self.config.policy))
-            .map(|candidate| candidate.id)
+        places
+            .filter(|place| need.fits_in(&place.free) && place.runtimes.contain(request.runtime))
+            .filter(|place| !kept(place.id))
+            .min_by_key(|place| {
+                let has = has_image(place);
+                Preference::of(need, &place.free, &place.capacity, has, place.id, &self.config.policy)
+            })
+            .map(|place| place.id)
     }
 
     fn assign_to(&mut self, head: &Head, instance: InstanceId, now: Timestamp) -> Action {
@@ -257,7 +263,7 @@ impl Region {
     fn reserve_before(&mut self, head: &Head, turn: Turn, now: Timestamp) -> bool {
         let oldest = self.overtaken_by_age(head, now).filter(|_| self.reservations.oldest.is_none());
         if let Some(oldest) = oldest {
-            let place = Place::Oldest(oldest.queued_at, oldest.job);
+            let place = Standing::Oldest(oldest.queued_at, oldest.job);
             self.reservations.oldest = self.reservation(&oldest, place);
             return self.reservations.oldest.is_some();
         }
@@ -265,7 +271,8 @@ impl Region {
             return false;
         }
         let Some(first) = self.overtaken_in_rank(head, now) else { return false };
-        let place = Place::Ranked(Reverse(self.queue.key(first.line).priority), first.queued_at, first.job);
+        let place =
+            Standing::Ranked(Reverse(self.queue.key(first.line).priority), first.queued_at, first.job);
         self.reservations.ranked = self.reservation(&first, place);
         self.reservations.ranked.is_some()
     }
@@ -316,7 +323,7 @@ impl Region {
         self.queue.shapes.has_hope(head.shape, self.fleet_version, could)
     }
 
-    fn reservation(&self, head: &Head, place: Place) -> Option<Reservation> {
+    fn reservation(&self, head: &Head, place: Standing) -> Option<Reservation> {
         let request = self.queue.shapes.request(head.shape);
         let others =
             |candidate: &Candidate<'_>| self.reservations.all().all(|held| held.instance != candidate.id);

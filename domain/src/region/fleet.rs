@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::room::Room;
+use super::room::{Images, Place, Room, Runtimes};
 use crate::attempt::AttemptId;
 use crate::id::{InstanceId, JobId};
 use crate::instance::{InstanceProfile, InstanceState};
@@ -33,6 +33,8 @@ pub(super) struct Slot {
     pub(super) profile: InstanceProfile,
     pub(super) connection: Connection,
     pub(super) draining: bool,
+    runtimes: Runtimes,
+    images: Images,
     held: Vec<Holding>,
     /// Sum of what is held.
     pub(super) allocated: Resources,
@@ -92,6 +94,8 @@ pub(super) struct Fleet {
     /// What jobs hold on instances that are not known (yet).
     elsewhere: BTreeMap<InstanceId, Vec<Holding>>,
     room: Room,
+    /// Numbers of the images that instances have or had.
+    image_numbers: BTreeMap<String, u32>,
     /// Sums over the connected instances, wide enough for any numbers.
     capacity: Sum,
     allocated: Sum,
@@ -166,6 +170,8 @@ impl Fleet {
             None => self.elsewhere.remove(&id).unwrap_or_default(),
         };
         let mut slot = Slot {
+            runtimes: Runtimes::of(&profile.runtimes),
+            images: self.numbered(&profile.cached_images),
             profile,
             connection: Connection::Attached,
             draining: false,
@@ -203,6 +209,32 @@ impl Fleet {
         };
         self.rows.insert(id, row);
         self.count(row);
+    }
+
+    /// An instance is not what it was.
+    pub(super) fn set_profile(&mut self, profile: InstanceProfile, draining: bool, now: Timestamp) {
+        let (runtimes, images) = (Runtimes::of(&profile.runtimes), self.numbered(&profile.cached_images));
+        self.change(profile.id, now, |slot| {
+            (slot.runtimes, slot.images) = (runtimes, images);
+            (slot.profile, slot.draining, slot.withheld) = (profile, draining, Resources::ZERO);
+        });
+    }
+
+    fn numbered(&mut self, images: &BTreeSet<String>) -> Images {
+        let numbers = &mut self.image_numbers;
+        Images::of(images.iter().map(|image| match numbers.get(image) {
+            Some(&number) => number,
+            None => {
+                let next = u32::try_from(numbers.len()).expect("images are counted in 32 bits");
+                numbers.insert(image.clone(), next);
+                next
+            }
+        }))
+    }
+
+    /// The number of an image, if an instance has or had it.
+    pub(super) fn image_number(&self, image: &str) -> Option<u32> {
+        self.image_numbers.get(image).copied()
     }
 
     /// Changes an instance that is there, and keeps the time of its last change of state.
@@ -294,8 +326,15 @@ impl Fleet {
 
     fn refresh(&mut self, row: u32) {
         let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
-        let free = (slot.state() == InstanceState::Ready).then(|| slot.free());
-        self.room.set(row, free);
+        let place = (slot.state() == InstanceState::Ready).then(|| Place {
+            id: slot.profile.id,
+            free: slot.free(),
+            capacity: slot.profile.capacity,
+            runtimes: slot.runtimes,
+            images: slot.images.clone(),
+            idle: slot.held.is_empty(),
+        });
+        self.room.set(row, place);
     }
 }
 

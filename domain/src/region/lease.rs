@@ -87,7 +87,7 @@ impl Region {
         }
         self.end(job, instance, &charge, now);
         if queued.epoch >= attempt.id.epoch {
-            self.enqueue(queued, None, now);
+            self.enqueue(&queued, None, now);
             return Err(Stale);
         }
         Ok((Some(queued), None))
@@ -210,11 +210,7 @@ impl Region {
     pub(super) fn profile_changed(&mut self, profile: InstanceProfile, draining: bool, now: Timestamp) {
         let instance = profile.id;
         self.timers.cancel(Timer::Refusal(instance));
-        self.fleet.change(instance, now, |slot| {
-            slot.profile = profile;
-            slot.draining = draining;
-            slot.withheld = crate::resources::Resources::ZERO;
-        });
+        self.fleet.set_profile(profile, draining, now);
         self.profile_is_new(instance);
     }
 

@@ -53,9 +53,9 @@ impl Running {
     }
 
     pub(super) fn ended(&mut self, account: AccountId, factory: Option<FactoryId>) {
-        less(&mut self.accounts, account);
+        less(&mut self.accounts, &account);
         if let Some(factory) = factory {
-            less(&mut self.factories, factory);
+            less(&mut self.factories, &factory);
         }
     }
 
@@ -77,11 +77,11 @@ impl Running {
     }
 }
 
-fn less<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K) {
-    if let Some(count) = counts.get_mut(&key) {
+fn less<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
-            counts.remove(&key);
+            counts.remove(key);
         }
     }
 }

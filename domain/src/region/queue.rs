@@ -132,8 +132,8 @@ impl Queue {
     }
 
     /// Adds a job that is not there, in line or not.
-    pub(super) fn insert(&mut self, job: QueuedJob, in_line: bool) {
-        let line = self.line_of(&job);
+    pub(super) fn insert(&mut self, job: &QueuedJob, in_line: bool) {
+        let line = self.line_of(job);
         let entry = Entry {
             id: job.id,
             epoch: job.epoch,

@@ -1,52 +1,135 @@
 //! What is free on each instance, packed closely, so that a look over ten thousand instances touches little memory.
 //!
-//! Instances are looked at in blocks; a block whose most generous instance in each resource is too small for a request
-//! is passed over at once.
+//! Busy instances are looked at in blocks; a block whose most generous instance in each resource is too small for a
+//! request is passed over at once. Idle instances that are alike are looked at as one.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::id::InstanceId;
+use crate::instance::RuntimeKind;
 use crate::resources::Resources;
 
 const BLOCK: usize = 16;
+/// How many of a group of idle instances are looked at: two may be reserved.
+const OF_A_GROUP: usize = 3;
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Row {
-    free: Resources,
-    open: bool,
+/// An instance that takes work, as placement looks at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) id: InstanceId,
+    pub(super) free: Resources,
+    pub(super) capacity: Resources,
+    pub(super) runtimes: Runtimes,
+    pub(super) images: Images,
+    /// Nothing is held there.
+    pub(super) idle: bool,
 }
+
+/// A set of ways to run engines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Runtimes(u8);
+
+impl Runtimes {
+    pub(super) fn of(runtimes: &BTreeSet<RuntimeKind>) -> Self {
+        Self(runtimes.iter().fold(0, |set, &runtime| set | Self::bit(runtime)))
+    }
+
+    pub(super) fn contain(self, runtime: RuntimeKind) -> bool {
+        self.0 & Self::bit(runtime) != 0
+    }
+
+    const fn bit(runtime: RuntimeKind) -> u8 {
+        match runtime {
+            RuntimeKind::Docker => 1,
+            RuntimeKind::Process => 2,
+        }
+    }
+}
+
+/// Numbers of the images that an instance has, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Images {
+    /// Which of the first 64 images are there.
+    first: u64,
+    others: Vec<u32>,
+}
+
+impl Images {
+    pub(super) fn of(numbers: impl Iterator<Item = u32>) -> Self {
+        let mut images = Self::default();
+        for number in numbers {
+            if number < 64 {
+                images.first |= 1 << number;
+            } else {
+                images.others.push(number);
+            }
+        }
+        images.others.sort_unstable();
+        images
+    }
+
+    pub(super) fn contain(&self, number: u32) -> bool {
+        if number < 64 { self.first & (1 << number) != 0 } else { self.others.binary_search(&number).is_ok() }
+    }
+}
+
+/// What idle instances must have in common to be looked at as one.
+type Kind = (Resources, Resources, Runtimes, Images);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Room {
-    rows: Vec<Row>,
-    /// In each resource the most that an open row of the block has.
-    most: Vec<Resources>,
+    rows: Vec<Option<Place>>,
+    /// In each resource the most that is free on a busy instance of the block; `None` without one.
+    most: Vec<Option<Resources>>,
+    idle: BTreeMap<Kind, BTreeSet<(InstanceId, u32)>>,
 }
 
 impl Room {
-    /// What is free in `row`; `None` when it takes no work.
-    pub(super) fn set(&mut self, row: u32, free: Option<Resources>) {
+    /// What there is in `row`; `None` when it takes no work.
+    pub(super) fn set(&mut self, row: u32, place: Option<Place>) {
         let index = row as usize;
         if index >= self.rows.len() {
-            self.rows.resize(index + 1, Row::default());
-            self.most.resize(self.rows.len().div_ceil(BLOCK), Resources::ZERO);
+            self.rows.resize(index + 1, None);
+            self.most.resize(self.rows.len().div_ceil(BLOCK), None);
         }
-        self.rows[index] = Row { free: free.unwrap_or(Resources::ZERO), open: free.is_some() };
+        if let Some(idle) = self.rows[index].take().filter(|before| before.idle) {
+            let (kind, id) = (kind(&idle), idle.id);
+            if let Some(group) = self.idle.get_mut(&kind) {
+                group.remove(&(id, row));
+                if group.is_empty() {
+                    self.idle.remove(&kind);
+                }
+            }
+        }
+        if let Some(idle) = place.as_ref().filter(|place| place.idle) {
+            self.idle.entry(kind(idle)).or_default().insert((idle.id, row));
+        }
+        self.rows[index] = place;
         let block = index / BLOCK;
         let rows = &self.rows[block * BLOCK..self.rows.len().min((block + 1) * BLOCK)];
-        self.most[block] = rows.iter().fold(Resources::ZERO, |most, row| most.max_each(&row.free));
+        let busy = rows.iter().flatten().filter(|place| !place.idle);
+        self.most[block] = busy.map(|place| place.free).reduce(|most, free| most.max_each(&free));
     }
 
-    /// What is free in `row`, if it takes work.
-    pub(super) fn free(&self, row: u32) -> Option<Resources> {
-        self.rows.get(row as usize).filter(|row| row.open).map(|row| row.free)
+    /// What there is in `row`, if it takes work.
+    pub(super) fn place(&self, row: u32) -> Option<&Place> {
+        self.rows.get(row as usize)?.as_ref()
     }
 
-    /// The rows in which `need` is free.
-    pub(super) fn fitting<'a>(&'a self, need: &'a Resources) -> impl Iterator<Item = u32> + 'a {
-        let blocks = self.most.iter().enumerate().filter(|(_, most)| need.fits_in(most));
-        blocks.flat_map(move |(block, _)| {
-            let first = block * BLOCK;
-            let rows = &self.rows[first..self.rows.len().min(first + BLOCK)];
-            let fit = rows.iter().enumerate().filter(|(_, row)| row.open && need.fits_in(&row.free));
-            fit.map(move |(index, _)| u32::try_from(first + index).expect("rows are counted in 32 bits"))
-        })
+    /// The places in which `need` is free; of idle instances that are alike, the first few.
+    pub(super) fn fitting<'a>(&'a self, need: &'a Resources) -> impl Iterator<Item = &'a Place> + 'a {
+        let fits = |most: &Option<Resources>| most.is_some_and(|most| need.fits_in(&most));
+        let blocks = self.most.iter().enumerate().filter(move |(_, most)| fits(most)).map(|(block, _)| block);
+        let busy = blocks.flat_map(move |block| {
+            let rows = &self.rows[block * BLOCK..self.rows.len().min((block + 1) * BLOCK)];
+            rows.iter().flatten().filter(move |place| !place.idle && need.fits_in(&place.free))
+        });
+        let groups = self.idle.iter().filter(move |((free, ..), _)| need.fits_in(free));
+        let idle = groups.flat_map(|(_, group)| group.iter().take(OF_A_GROUP));
+        busy.chain(idle.filter_map(|&(_, row)| self.place(row)))
     }
+}
+
+fn kind(place: &Place) -> Kind {
+    (place.free, place.capacity, place.runtimes, place.images.clone())
 }
