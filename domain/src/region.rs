@@ -560,7 +560,7 @@ impl Region {
             }
             Timer::Lease(attempt) => self.lease_over(attempt, now, actions),
             Timer::Unknown(instance) => {
-                self.fleet.change(instance, now, |slot| slot.unknown.clear());
+                self.fleet.forget_unknown(instance);
                 self.better(instance);
             }
             Timer::Refusal(instance) => self.refusal_over(instance, now),

@@ -94,11 +94,13 @@ impl Reservations {
     }
 }
 
-/// What one pass has found out.
-#[derive(Default)]
-struct Pass {
-    /// Lines that fit in what has become free and may not use it.
-    refused: Vec<LineId>,
+/// Why a head is not placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// A limit is reached.
+    Limited,
+    /// No instance takes it, or those that would are kept for others.
+    NoRoom,
 }
 
 /// Why a head is tried next.
@@ -112,29 +114,19 @@ enum Turn {
 
 impl Region {
     pub(super) fn assign(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        let mut pass = Pass::default();
-        while let Some((head, turn)) = self.next_head(&pass, now) {
-            let Some(instance) = self.try_head(&head) else {
-                pass.refused.push(head.line);
-                continue;
-            };
-            if self.reserve_before(&head, turn, now) {
-                continue;
-            }
-            self.take_turn(&head, now);
-            let freed = self.freed.len();
-            actions.push(self.assign_to(&head, instance, now));
-            if self.freed.len() > freed {
-                // A reservation is gone: whom it kept out may come in.
-                pass.refused.clear();
+        while let Some((head, turn, instance)) = self.next_placement(now) {
+            // With a new reservation the head may have to go elsewhere.
+            if !self.reserve_before(&head, turn, now) {
+                self.take_turn(&head, now);
+                actions.push(self.assign_to(&head, instance, now));
             }
         }
         self.freed.clear();
         self.note_contenders(now);
     }
 
-    /// The next head that is worth a try: its line is open, or it fits in what has become free.
-    fn next_head(&mut self, pass: &Pass, now: Timestamp) -> Option<(Head, Turn)> {
+    /// The next head that can be placed, and where. Lines on the way to it that cannot are closed.
+    fn next_placement(&mut self, now: Timestamp) -> Option<(Head, Turn, InstanceId)> {
         self.queue.shapes.look();
         let mut any = false;
         for &row in &self.freed {
@@ -145,22 +137,45 @@ impl Region {
         if !any && self.queue.opened().is_empty() {
             return None;
         }
-        let worth = |head: &&Head| {
-            (self.queue.is_open(head.line) || self.queue.shapes.fits(head.shape))
-                && !pass.refused.contains(&head.line)
+        let mut turned_down = Vec::new();
+        let found = self.first_placeable(any, now, &mut turned_down);
+        for (line, verdict) in turned_down {
+            match verdict {
+                Verdict::Limited => self.queue.limit(line),
+                Verdict::NoRoom => self.queue.close(line),
+            }
+        }
+        found
+    }
+
+    /// Tries the heads that are worth it: those of open lines, and those that fit in what has become free.
+    fn first_placeable(
+        &self,
+        any: bool,
+        now: Timestamp,
+        turned_down: &mut Vec<(LineId, Verdict)>,
+    ) -> Option<(Head, Turn, InstanceId)> {
+        let mut placed = |head: &Head, turn: Turn| match self.consider(head) {
+            Ok(instance) => Some((*head, turn, instance)),
+            Err(verdict) => {
+                turned_down.push((head.line, verdict));
+                None
+            }
         };
+        let worth = |head: &&Head| self.queue.is_open(head.line) || self.queue.shapes.fits(head.shape);
         if self.is_turn_of_the_oldest() {
             let old = |head: &&Head| now.since(head.queued_at) >= self.config.aging.after;
-            if let Some(head) = self.queue.order.by_age().take_while(old).find(worth) {
-                return Some((*head, Turn::Oldest));
+            let mut oldest = self.queue.order.by_age().take_while(old).filter(worth);
+            if let Some(found) = oldest.find_map(|head| placed(head, Turn::Oldest)) {
+                return Some(found);
             }
         }
         if any {
-            return self.queue.order.heads().find(worth).map(|head| (*head, Turn::Ranked));
+            return self.queue.order.heads().filter(worth).find_map(|head| placed(head, Turn::Ranked));
         }
-        let opened = self.queue.opened().iter().filter(|line| !pass.refused.contains(line));
-        let ranked = opened.filter_map(|&line| self.rank(line));
-        ranked.min().map(|(.., head)| (head, Turn::Ranked))
+        let mut ranked: Vec<Rank> = self.queue.opened().iter().filter_map(|&line| self.rank(line)).collect();
+        ranked.sort_unstable();
+        ranked.iter().find_map(|(.., head)| placed(head, Turn::Ranked))
     }
 
     fn is_turn_of_the_oldest(&self) -> bool {
@@ -183,24 +198,20 @@ impl Region {
         };
     }
 
-    fn try_head(&mut self, head: &Head) -> Option<InstanceId> {
-        let key = *self.queue.key(head.line);
+    /// Where the head goes, or why nowhere.
+    fn consider(&self, head: &Head) -> Result<InstanceId, Verdict> {
+        let key = self.queue.key(head.line);
         if self.running.reached(&self.config.limits, key.account, key.factory).is_some() {
-            self.queue.limit(head.line);
-            return None;
+            return Err(Verdict::Limited);
         }
         let request = self.queue.shapes.request(head.shape);
-        let open = self.queue.is_open(head.line);
-        let best = if open {
+        let best = if self.queue.is_open(head.line) {
             self.best(request, head, key.priority, self.fleet.room().fitting(&request.resources))
         } else {
             let rows = self.freed.iter().filter_map(|&row| self.fleet.room().place(row));
             self.best(request, head, key.priority, rows)
         };
-        if best.is_none() && open {
-            self.queue.close(head.line);
-        }
-        best
+        best.ok_or(Verdict::NoRoom)
     }
 
     /// The best of these places for the head.

@@ -91,6 +91,8 @@ pub(super) struct Fleet {
     rows: BTreeMap<InstanceId, u32>,
     slots: Vec<Option<Slot>>,
     vacant: Vec<u32>,
+    /// On which instances each attempt is one that nobody has vouched for.
+    unknown: BTreeMap<AttemptId, BTreeSet<InstanceId>>,
     /// What jobs hold on instances that are not known (yet).
     elsewhere: BTreeMap<InstanceId, Vec<Holding>>,
     room: Room,
@@ -165,6 +167,7 @@ impl Fleet {
     /// An instance has connected.
     pub(super) fn attach(&mut self, profile: InstanceProfile, now: Timestamp) {
         let id = profile.id;
+        self.forget_unknown(id);
         let held = match self.row(id) {
             Some(row) => std::mem::take(&mut self.slot_mut(row).held),
             None => self.elsewhere.remove(&id).unwrap_or_default(),
@@ -253,6 +256,7 @@ impl Fleet {
 
     /// Forgets an instance on which nothing is held.
     pub(super) fn remove(&mut self, id: InstanceId) {
+        self.forget_unknown(id);
         if let Some(row) = self.rows.remove(&id) {
             self.uncount(row);
             self.slots[row as usize] = None;
@@ -281,17 +285,40 @@ impl Fleet {
         }
     }
 
+    /// A hello named an attempt that nobody has vouched for.
+    pub(super) fn add_unknown(&mut self, id: InstanceId, attempt: AttemptId) {
+        let Some(row) = self.row(id) else { return };
+        self.slot_mut(row).unknown.insert(attempt);
+        self.unknown.entry(attempt).or_default().insert(id);
+        self.refresh(row);
+    }
+
+    /// What an instance named and nobody vouched for is taken to be over.
+    pub(super) fn forget_unknown(&mut self, id: InstanceId) {
+        let Some(row) = self.row(id) else { return };
+        for attempt in std::mem::take(&mut self.slot_mut(row).unknown) {
+            if let Some(instances) = self.unknown.get_mut(&attempt) {
+                instances.remove(&id);
+                if instances.is_empty() {
+                    self.unknown.remove(&attempt);
+                }
+            }
+        }
+        self.refresh(row);
+    }
+
     /// The attempt is known, or over: it is no unknown one any more. Names the instances of which it was the last.
     pub(super) fn resolve_unknown(&mut self, attempt: AttemptId) -> Vec<InstanceId> {
         let mut resolved = Vec::new();
-        for row in 0..self.slots.len() {
-            let Some(slot) = &mut self.slots[row] else { continue };
-            if slot.unknown.remove(&attempt) && slot.unknown.is_empty() {
-                resolved.push(slot.profile.id);
-                self.refresh(u32::try_from(row).expect("instances are counted in 32 bits"));
+        for id in self.unknown.remove(&attempt).into_iter().flatten() {
+            let Some(row) = self.row(id) else { continue };
+            let slot = self.slot_mut(row);
+            slot.unknown.remove(&attempt);
+            if slot.unknown.is_empty() {
+                resolved.push(id);
             }
+            self.refresh(row);
         }
-        resolved.sort_unstable();
         resolved
     }
 

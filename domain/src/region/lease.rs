@@ -189,9 +189,7 @@ impl Region {
             if self.live.get(&attempt).is_some_and(|live| live.attempt.instance == instance) {
                 self.renewed(attempt, now);
             } else {
-                self.fleet.change(instance, now, |slot| {
-                    slot.unknown.insert(attempt);
-                });
+                self.fleet.add_unknown(instance, attempt);
                 self.timers.set(Timer::Unknown(instance), now.after(self.config.lease));
                 actions.push(Action::Resolve { attempt, instance });
             }

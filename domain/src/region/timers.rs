@@ -25,9 +25,27 @@ pub(super) enum Timer {
     Away(InstanceId),
 }
 
+impl Timer {
+    /// A number for each kind.
+    const fn kind(&self) -> usize {
+        match self {
+            Self::Pause(_) => 0,
+            Self::QueueDeadline(_) => 1,
+            Self::TotalDeadline(_) => 2,
+            Self::Lease(_) => 3,
+            Self::Unknown(_) => 4,
+            Self::Refusal(_) => 5,
+            Self::Away(_) => 6,
+        }
+    }
+}
+
+const KINDS: usize = 7;
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Timers {
-    due: BTreeMap<Timer, Timestamp>,
+    /// Apart by kind: most jobs have no timer but their lease, and to find that out should cost nothing.
+    due: [BTreeMap<Timer, Timestamp>; KINDS],
     order: BTreeSet<(Timestamp, Timer)>,
 }
 
@@ -35,7 +53,7 @@ impl Timers {
     /// Sets or moves a timer.
     pub(super) fn set(&mut self, timer: Timer, at: Timestamp) {
         self.cancel(timer);
-        self.due.insert(timer, at);
+        self.due[timer.kind()].insert(timer, at);
         self.order.insert((at, timer));
     }
 
@@ -48,7 +66,7 @@ impl Timers {
     }
 
     pub(super) fn cancel(&mut self, timer: Timer) {
-        if let Some(at) = self.due.remove(&timer) {
+        if let Some(at) = self.due[timer.kind()].remove(&timer) {
             self.order.remove(&(at, timer));
         }
     }
