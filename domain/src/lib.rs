@@ -19,6 +19,7 @@ pub mod instance;
 pub mod job;
 pub mod location;
 pub mod manifest;
+pub mod packing;
 pub mod placement;
 pub mod publication;
 pub mod region;

@@ -6,6 +6,7 @@
 
 mod decisions;
 mod machine;
+mod packing;
 mod random;
 
 use std::io::Write;
@@ -17,6 +18,9 @@ fn main() -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     if chosen("decisions") {
         decisions::measure(&mut out)?;
+    }
+    if chosen("packing") {
+        packing::measure(&mut out)?;
     }
     out.flush()
 }
