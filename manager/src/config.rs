@@ -8,6 +8,8 @@ use telecine_proto::clock::Clock;
 use telecine_proto::identity::is_manager_id;
 use telecine_proto::serve::Limits;
 
+use crate::scheduling::Scheduling;
+
 /// Settings of a manager.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -53,6 +55,8 @@ pub struct ManagerConfig {
     /// Longest time for what is under way to end when the manager stops.
     #[serde(rename = "drain_seconds", deserialize_with = "seconds")]
     pub drain: Duration,
+    /// How jobs are ordered, shared and limited.
+    pub scheduling: Scheduling,
     /// What the listener allows.
     #[serde(skip)]
     pub limits: Limits,
@@ -79,6 +83,7 @@ impl Default for ManagerConfig {
             worker_certificate: Duration::from_secs(30 * 60),
             certificate: Duration::from_secs(24 * 3600),
             drain: Duration::from_secs(10),
+            scheduling: Scheduling::default(),
             limits: Limits::default(),
             clock: Clock::System,
         }
@@ -126,6 +131,9 @@ impl ManagerConfig {
         check(!self.stop_poll.is_zero(), "stop_poll_seconds", "it must be above 0")?;
         check(!self.sweep.is_zero(), "sweep_seconds", "it must be above 0")?;
         check(!self.watch_poll.is_zero(), "watch_poll_seconds", "it must be above 0")?;
+        if let Some((setting, problem)) = self.scheduling.problem() {
+            check(false, setting, problem)?;
+        }
         let lease = self.lease;
         check(
             self.worker_certificate >= lease * 2,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::InstanceId;
 use telecine_domain::instance::InstanceProfile;
-use telecine_domain::region::{Action, Region, RegionConfig, RegionEvent};
+use telecine_domain::region::{Action, Region, RegionEvent};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
@@ -33,7 +33,7 @@ const BOOKKEEPING: Duration = Duration::from_secs(1);
 
 /// Runs until the leadership is over.
 pub(crate) async fn run(lead: Arc<Lead>, commands: mpsc::Receiver<Command>) {
-    let config = RegionConfig { lease: lead.config.lease, ..RegionConfig::default() };
+    let config = lead.config.scheduling.region(lead.config.lease);
     let dispatcher = Dispatcher {
         region: Region::new(config),
         condemned: BTreeSet::new(),

@@ -19,6 +19,7 @@ mod metrics;
 mod publish;
 mod recorder;
 mod registry;
+mod scheduling;
 mod sessions;
 mod signing;
 mod stops;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use config::{InvalidConfig, ManagerConfig};
+pub use scheduling::Scheduling;
 
 use enrol::Desk;
 use leadership::Candidate;

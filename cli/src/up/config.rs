@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 use telecine_agent::config::{CapacityConfig, LogFormat as AgentLogFormat};
 use telecine_domain::id::{PoolName, RegionName};
-use telecine_manager::ManagerConfig;
+use telecine_manager::{ManagerConfig, Scheduling};
 
 use crate::failure::{Exit, Failure};
 use crate::process::LogFormat;
@@ -68,6 +68,8 @@ pub(super) struct UpConfig {
     pub drain_seconds: u64,
     /// The slice of the machine that each local instance offers; what is unset is detected.
     pub capacity: CapacityConfig,
+    /// How jobs are ordered, shared and limited; see docs/scheduling.md.
+    pub scheduling: Scheduling,
     /// The form of the log.
     pub log_format: LogChoice,
     /// Which log lines are written; see `tracing-subscriber`'s EnvFilter. TELECINE_LOG wins.
@@ -112,6 +114,7 @@ impl Default for UpConfig {
             lease_seconds: 60,
             drain_seconds: 60,
             capacity: CapacityConfig::default(),
+            scheduling: Scheduling::default(),
             log_format: LogChoice::default(),
             log_filter: "info".to_owned(),
         }
@@ -199,6 +202,7 @@ impl UpConfig {
             observed: self.regions.clone(),
             lease,
             heartbeat: (lease / 4).min(LONGEST_HEARTBEAT),
+            scheduling: self.scheduling.clone(),
             ..ManagerConfig::default()
         }
     }
@@ -246,6 +250,8 @@ mod tests {
             ("instances = 100", "instances"),
             ("manager_listen = \"127.0.0.1:8080\"", "manager_listen"),
             ("observe = \"127.0.0.1:8081\"", "observe"),
+            ("[scheduling]\naging_every = 1", "aging_every"),
+            ("[scheduling.account_limits]\nsomebody = 1", "somebody"),
         ] {
             let failure = load(text, Arguments::default()).unwrap_err();
             assert!(failure.to_string().contains(named), "{text}: {failure}");
