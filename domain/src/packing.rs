@@ -206,7 +206,12 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn machine(cpu: u64, cards: &[u32]) -> Machine {
-        Machine { cpu_milli: cpu * 1000, memory_bytes: 256 * GIB, model: Models::one(0), cards: cards.to_vec() }
+        Machine {
+            cpu_milli: cpu * 1000,
+            memory_bytes: 256 * GIB,
+            model: Models::one(0),
+            cards: cards.to_vec(),
+        }
     }
 
     fn need(cpu: u64, cards: u32, share: u32) -> Need {

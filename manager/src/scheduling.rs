@@ -50,13 +50,19 @@ impl Scheduling {
     pub(crate) fn problem(&self) -> Option<(&'static str, &'static str)> {
         let month = 30 * 24 * 3600;
         if !(2..=1000).contains(&self.aging_every) {
-            return Some(("scheduling.aging_every", "2 to 1000; 2 gives every other assignment to the oldest job"));
+            return Some((
+                "scheduling.aging_every",
+                "2 to 1000; 2 gives every other assignment to the oldest job",
+            ));
         }
         if !(60..=month).contains(&self.fair_share_half_life_seconds) {
             return Some(("scheduling.fair_share_half_life_seconds", "60 to 2592000 (30 days)"));
         }
         if self.aging_after_seconds > month || self.reserve_after_seconds > month {
-            return Some(("scheduling.aging_after_seconds, scheduling.reserve_after_seconds", "at most 30 days"));
+            return Some((
+                "scheduling.aging_after_seconds, scheduling.reserve_after_seconds",
+                "at most 30 days",
+            ));
         }
         if self.account_weights.values().any(|weight| !(1..=10_000).contains(weight)) {
             return Some(("scheduling.account_weights", "each weight is 1 to 10000"));

@@ -76,7 +76,8 @@ impl Workload {
     fn read(folder: &Path, list: &str) -> io::Result<Self> {
         let mut models = BTreeMap::new();
         let nodes = Table::read(&folder.join("openb_node_list_gpu_node.csv"))?;
-        let machines = nodes.rows.iter().map(|row| nodes.machine(row, &mut models)).collect::<io::Result<_>>()?;
+        let machines =
+            nodes.rows.iter().map(|row| nodes.machine(row, &mut models)).collect::<io::Result<_>>()?;
         let pods = Table::read(&folder.join(format!("openb_pod_list_{list}.csv")))?;
         let jobs: Vec<Need> =
             pods.rows.iter().map(|row| pods.need(row, &mut models)).collect::<io::Result<_>>()?;
