@@ -51,10 +51,19 @@ impl Client {
         job["state"].as_str().map(ToOwned::to_owned).context("the job has a state")
     }
 
-    /// Publishes an engine version that needs next to nothing.
-    pub(crate) async fn publish(&self, service: &str, launch: Value) -> Result<()> {
+    /// Publishes an engine version that needs so many milli-cores and mebibytes.
+    pub(crate) async fn publish(
+        &self,
+        service: &str,
+        launch: Value,
+        cpu_milli: u64,
+        memory_mebibytes: u64,
+    ) -> Result<()> {
+        let resources = json!({
+            "cpu_milli": cpu_milli, "memory_bytes": memory_mebibytes << 20, "scratch_bytes": 0, "gpus": 0,
+        });
         let version = json!({
-            "version": "1.0.0", "launch": launch, "resources": {"cpu_milli": 100, "memory_bytes": 16 << 20, "scratch_bytes": 0, "gpus": 0},
+            "version": "1.0.0", "launch": launch, "resources": resources,
             "processing_schema": true, "lifecycle": "stable", "changelog": "",
         });
         self.post(&format!("/v1/services/{service}/engine-versions"), &version).await.map(drop)

@@ -20,7 +20,7 @@ pub(crate) async fn one_container_at_a_time(figures: &mut Figures) -> Result<()>
     let image = image("TELECINE_NOOP_IMAGE").context("TELECINE_NOOP_IMAGE names no image")?;
     let up = Up::start(&[]);
     let client = Client::of(&up);
-    client.publish("noop", json!({"kind": "plain", "image": image})).await?;
+    client.publish("noop", json!({"kind": "plain", "image": image}), 100, 16).await?;
     let mut docker = Docker::connect().await?;
     docker.pull(&image).await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
@@ -58,7 +58,7 @@ fn spread(series: &[f64]) -> String {
 pub(crate) async fn a_thousand_processes(figures: &mut Figures) -> Result<()> {
     let up = Up::start(&[]);
     let client = Client::of(&up);
-    client.publish("true", json!({"kind": "command", "program": "/bin/true"})).await?;
+    client.publish("true", json!({"kind": "command", "program": "/bin/true"}), 100, 16).await?;
     let before = processor_seconds(&up);
     let start = Instant::now();
     let batch = json!({"jobs": vec![nothing("true"); JOBS]});

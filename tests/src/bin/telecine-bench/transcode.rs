@@ -13,6 +13,8 @@ use crate::figures::{Figures, median};
 use crate::floor::Docker;
 
 const RUNS: usize = 5;
+/// Both sides may use two cores.
+const CPU_MILLI: u64 = 2000;
 
 fn arguments(input: &str, output: &str) -> Vec<String> {
     let all = format!(
@@ -34,7 +36,7 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     std::os::unix::fs::chown(&local, Some(65534), Some(65534))?;
     let launch =
         json!({"kind": "plain", "image": image, "arguments": arguments("{input.source}", "{output.made}")});
-    client.publish("ffmpeg", launch).await?;
+    client.publish("ffmpeg", launch, CPU_MILLI, 1024).await?;
     let mut docker = Docker::connect().await?;
     docker.pull(&image).await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
