@@ -24,6 +24,8 @@ const DATABASE: &str = "telecine.db";
 const KEY_FILE: &str = "master.key";
 const SYSTEM_FOLDER: &str = "system";
 const AGENTS_FOLDER: &str = "agents";
+/// A folder with one of these is a data folder.
+const OURS: [&str; 3] = [DATABASE, KEY_FILE, "telecine.toml"];
 /// Expired rows are hidden at once; this is only when their space is won back.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
@@ -57,6 +59,16 @@ pub enum EmbeddedError {
         folder: PathBuf,
         /// The system's words.
         source: std::io::Error,
+    },
+    /// Others may look into it, and it is not certain that it is only ours.
+    #[error(
+        "the data folder {folder:?} holds other files and may be read by others (mode {mode:03o}), and secrets would lie in it: choose a folder of its own, or run `chmod 700` on this one"
+    )]
+    Open {
+        /// Which.
+        folder: PathBuf,
+        /// Its permission bits.
+        mode: u32,
     },
     /// It lies on a file system of the network.
     #[error(
@@ -196,10 +208,28 @@ fn prepare(folder: &Path) -> Result<PathBuf, EmbeddedError> {
     make_private(folder).map_err(failed)?;
     let folder = folder.canonicalize().map_err(failed)?;
     let system = rustix::fs::statfs(&folder).map_err(|error| failed(error.into()))?;
-    match network_kind(system.f_type) {
-        Some(kind) => Err(EmbeddedError::NetworkFileSystem { folder, kind }),
-        None => Ok(folder),
+    if let Some(kind) = network_kind(system.f_type) {
+        return Err(EmbeddedError::NetworkFileSystem { folder, kind });
     }
+    close_to_others(&folder)?;
+    Ok(folder)
+}
+
+/// A folder that was there already may be open to others. One that is empty, or has been a data folder before, or was made
+/// for its settings, is closed; one with anything else in it may be somebody's home, and is refused.
+fn close_to_others(folder: &Path) -> Result<(), EmbeddedError> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |source| EmbeddedError::Folder { folder: folder.to_owned(), source };
+    let mode = std::fs::metadata(folder).map_err(failed)?.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let is_empty = std::fs::read_dir(folder).map_err(failed)?.next().is_none();
+    if !is_empty && !OURS.iter().any(|name| folder.join(name).exists()) {
+        return Err(EmbeddedError::Open { folder: folder.to_owned(), mode });
+    }
+    tracing::info!(folder = %folder.display(), mode = format_args!("{mode:03o}"), "the data folder was open to others and is closed to them now");
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(failed)
 }
 
 /// File systems on which neither locks nor shared memory can be trusted (numbers of `statfs(2)`).

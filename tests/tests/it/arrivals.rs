@@ -97,3 +97,19 @@ fn a_factory_that_comes_later_sees_what_is_there_already_once() {
     pause(Duration::from_secs(4));
     assert_eq!(jobs_of(&up, &second).len(), 2, "one job for each object, however often it is looked at");
 }
+
+#[test]
+fn hostile_names_that_arrive_make_a_job_each() {
+    let up = Up::start(&[]);
+    let factory = copier(&up);
+    let names = ["a b", "it's \"quoted\"", "new\nline", "100%2e%2e%2f", "-rf", "漢字 é", "..hidden", "*?[x]"];
+    for name in names {
+        fs::write(up.folder("shelf").join(format!("{name}.txt")), name).expect("written");
+    }
+    succeeded(&up, &factory, names.len());
+    for name in names {
+        let copy = up.folder("shelf").join(format!("copies/{name}-copy.txt"));
+        assert_eq!(fs::read_to_string(&copy).expect("the copy"), name);
+    }
+    assert_eq!(jobs_of(&up, &factory).len(), names.len());
+}

@@ -22,7 +22,7 @@ fn refusal(up: &Up, arguments: &[&str]) -> (i32, String) {
 fn a_composition_with_mistakes_is_refused_with_each_of_them_and_makes_no_job() {
     let Some(shop) = workshop(&[]) else { return };
     let composition = json!({
-        "inputs": {"source": {"store": "nowhere", "key": "a.mov"}, "other": {"store": shop.store, "key": "not there.mov"}},
+        "inputs": {"source": {"store": "nowhere", "key": "a.mov"}, "other": {"store": shop.store, "key": 7}},
         "procesing": {},
         "outputs": {"made": {"store": shop.store, "key": "../escape"}},
     });
@@ -30,8 +30,13 @@ fn a_composition_with_mistakes_is_refused_with_each_of_them_and_makes_no_job() {
     let (code, told) =
         refusal(&shop.up, &["jobs", "submit", "--service", "shell", "--file", &path(&shop.up, "mistakes")]);
     assert_eq!(code, 2, "{told}");
-    for named in ["/composition/inputs/source/store", "nowhere", "procesing", "/composition/outputs/made/key"]
-    {
+    for named in [
+        "/composition/inputs/source/store",
+        "nowhere",
+        "/composition/inputs/other/key",
+        "procesing",
+        "/composition/outputs/made/key",
+    ] {
         assert!(told.contains(named), "{named} is not named in: {told}");
     }
     assert_eq!(shop.up.cli(&["jobs", "list"])["data"], json!([]));
@@ -115,25 +120,103 @@ fn hostile_names_are_ordinary_names() {
 }
 
 #[test]
+fn a_key_of_1024_bytes_is_an_ordinary_key_and_a_longer_one_is_refused() {
+    let Some(shop) = workshop(&[]) else { return };
+    // `made/` and four folders.
+    let longest = format!("{}/{}", vec!["d".repeat(200); 4].join("/"), "e".repeat(1024 - 5 - 4 * 201));
+    assert_eq!(format!("made/{longest}").len(), 1024);
+    let composition = |key: &str| {
+        json!({
+            "inputs": {},
+            "processing": {"arguments": ["echo made > \"$1\"", "sh", "{output.made}"]},
+            "outputs": {"made": {"store": shop.store, "key": key}},
+        })
+    };
+    write(&shop.up, "longest", &composition(&format!("made/{longest}")));
+    let job = shop.up.cli(&["jobs", "submit", "--service", "shell", "--file", &path(&shop.up, "longest")]);
+    let done = shop.up.finished(&text(&job, "/id"));
+    assert_eq!(done["state"], "succeeded", "{done:#}");
+    assert_eq!(shop.made(&longest).as_deref(), Some("made\n"));
+    write(&shop.up, "longer", &composition(&format!("made/{longest}e")));
+    let (code, told) =
+        refusal(&shop.up, &["jobs", "submit", "--service", "shell", "--file", &path(&shop.up, "longer")]);
+    assert!(code == 2 && told.contains("/composition/outputs/made/key"), "{code} {told}");
+}
+
+#[test]
+fn a_store_folder_that_may_not_be_written_is_named_and_takes_no_job() {
+    let Some(shop) = workshop(&[]) else { return };
+    let folder = shop.up.folder("sealed");
+    let _sealed = ReadOnly::mount(&folder);
+    let store = shop.up.cli(&["stores", "create", "sealed", "--folder", folder.to_str().expect("UTF-8")]);
+    let output = shop.up.try_cli(&["stores", "validate", &text(&store, "/id"), "-o", "json"]);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("sealed") && told.contains("Read-only file system"), "{told}");
+    let composition = json!({"inputs": {}, "outputs": {"made": {"store": "sealed", "key": "a"}}});
+    write(&shop.up, "unwritable", &composition);
+    let (code, told) =
+        refusal(&shop.up, &["jobs", "submit", "--service", "shell", "--file", &path(&shop.up, "unwritable")]);
+    assert!(
+        code == 2 && told.contains("/composition/outputs/made/store") && told.contains("sealed"),
+        "{told}"
+    );
+}
+
+/// A folder that nobody may write, root neither, until it is dropped.
+struct ReadOnly(std::path::PathBuf);
+
+impl ReadOnly {
+    fn mount(folder: &std::path::Path) -> Self {
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "none"]).arg(folder).status();
+        assert!(mounted.expect("mount runs").success(), "tests of mounts run as root");
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        // Lazily: the agent may look at it just now.
+        Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
 fn a_second_up_on_one_folder_and_a_port_in_use_are_refused() {
     let up = Up::start(&[]);
-    let run = |data: &std::path::Path, listen: &str| {
+    let refused = |data: &std::path::Path, arguments: &[&str]| {
         let output = Command::new(binary("telecine"))
-            .args(["up", "--listen", listen, "--manager-listen", "127.0.0.1:0", "--data"])
+            .args(["up", "--data"])
             .arg(data)
+            .args(arguments)
             .stdin(Stdio::null())
             .output()
             .expect("the binary runs");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        told
     };
-    let (code, told) = run(&up.data(), "127.0.0.1:0");
-    assert!(
-        code.is_some_and(|code| code != 0) && told.contains(up.data().to_str().expect("UTF-8")),
-        "{code:?} {told}"
-    );
-    let address = up.url().replace("http://", "");
-    let (code, told) = run(&up.folder("other"), &address);
-    assert!(code.is_some_and(|code| code != 0) && told.contains(&address), "{code:?} {told}");
+    let any = "127.0.0.1:0";
+    let told = refused(&up.data(), &["--listen", any, "--manager-listen", any]);
+    let process = up.process().pid.to_string();
+    assert!(told.contains(up.data().to_str().expect("UTF-8")) && told.contains(&process), "{told}");
+
+    let (api, manager) = (format!("127.0.0.1:{}", up.api_port()), format!("127.0.0.1:{}", up.manager_port()));
+    for (flags, setting, taken) in [
+        (["--listen", &api, "--manager-listen", any], "listen", &api),
+        (["--listen", any, "--manager-listen", &manager], "manager_listen", &manager),
+    ] {
+        let other = up.folder("other");
+        let told = refused(&other, &flags);
+        let flag = format!("--{}", setting.replace('_', "-"));
+        for named in [taken.as_str(), &format!("`{setting}`"), &flag] {
+            assert!(told.contains(named), "{named} is not named in: {told}");
+        }
+        assert_eq!(fs::read_dir(&other).expect("it is there").count(), 0, "nothing is begun");
+    }
+    let told = refused(&up.folder("other"), &["--listen", any, "--manager-listen", any, "--observe", &api]);
+    assert!(told.contains("`observe`") && told.contains(&api), "{told}");
+    assert!(up.try_cli(&["jobs", "list"]).status.success(), "the first one never noticed");
 }
 
 #[test]
@@ -141,6 +224,7 @@ fn garbage_on_the_ports_is_shrugged_off() {
     let up = Up::start(&[]);
     for port in [up.api_port(), up.manager_port()] {
         for garbage in [
+            &b"GET /v1/jobs?\xff\x00 HTTP/9.9\r\nContent-Length: -1\r\n\r\n"[..],
             &b"\x16\x03\x01\xff\xff garbage"[..],
             &[0xff; 70_000],
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff",

@@ -1,5 +1,6 @@
 //! Local agents: real processes, found again, started again, ended for certain.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -42,6 +43,8 @@ fn pool() -> PoolName {
 }
 
 fn config(folder: &Path, script: &str, refusals: u32, drain_limit: Duration) -> EmbeddedConfig {
+    // A data folder with a foreign file in it must be closed to others.
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).unwrap();
     let program = folder.join("agent.sh");
     std::fs::write(&program, script).unwrap();
     EmbeddedConfig {

@@ -100,6 +100,38 @@ async fn others_may_not_look_into_the_folder() {
     opened.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_was_open_to_others_is_closed_or_refused() {
+    use std::fs::{Permissions, metadata, set_permissions, write};
+    use std::os::unix::fs::PermissionsExt;
+    for (file, ours) in [(None, true), (Some("telecine.toml"), true), (Some("diary.txt"), false)] {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("data");
+        std::fs::create_dir(&folder).unwrap();
+        if let Some(file) = file {
+            write(folder.join(file), "").unwrap();
+        }
+        set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        let mode = || metadata(&folder).unwrap().permissions().mode() & 0o777;
+        match Embedded::open(config(&folder)).await {
+            Ok(opened) => {
+                assert!(ours && mode() == 0o700, "{file:?}: {:o}", mode());
+                opened.close().await;
+                drop(opened);
+                // What was made open by hand afterwards is closed again.
+                set_permissions(&folder, Permissions::from_mode(0o750)).unwrap();
+                Embedded::open(config(&folder)).await.unwrap().close().await;
+                assert_eq!(mode(), 0o700);
+            }
+            Err(error) => {
+                let told = error.to_string();
+                assert!(!ours && told.contains("chmod 700") && told.contains("755"), "{file:?}: {told}");
+                assert_eq!((mode(), folder.join("telecine.db").exists()), (0o755, false), "left as it was");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_folder_that_cannot_be_made_is_named() {
     let error = Embedded::open(config(Path::new("/proc/none/here"))).await.err().unwrap();
