@@ -28,7 +28,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::operations::Operations;
-use crate::routes::{arrivals, engines, factories, fleet, jobs, keys, logs, meta, stores, watch};
+use crate::routes::{arrivals, engines, factories, fleet, jobs, keys, logs, meta, pools, stores, watch};
 
 pub use body::MAX_BODY_BYTES;
 pub use edge::REQUEST_ID;
@@ -83,6 +83,7 @@ fn operations() -> (Router<ApiState>, Value) {
         .routes(routes!(fleet::instance))
         .routes(routes!(fleet::regions))
         .routes(routes!(fleet::region))
+        .routes(routes!(pools::list))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
         .routes(routes!(meta::document))

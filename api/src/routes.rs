@@ -9,6 +9,7 @@ pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod meta;
+pub(crate) mod pools;
 pub(crate) mod stores;
 
 pub(crate) mod watch;

@@ -10,5 +10,6 @@ pub mod factory;
 pub mod job;
 pub mod key;
 pub mod place;
+pub mod pool;
 pub mod store;
 pub mod values;

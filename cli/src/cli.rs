@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::{
-    completions, daemons, doctor, engines, factories, instances, jobs, keys, regions, simulate, stop, stores,
-    up,
+    completions, daemons, doctor, engines, factories, instances, jobs, keys, pools, regions, simulate, stop,
+    stores, up,
 };
 
 const EXAMPLES: &str = "\
@@ -120,6 +120,9 @@ pub(crate) enum Command {
     /// See the instances and what they hold
     #[command(subcommand)]
     Instances(instances::Command),
+    /// See the pools: what instances there can be, what they cost, and how many there are
+    #[command(subcommand)]
+    Pools(pools::Command),
     /// See the regions, their managers and their load
     #[command(subcommand)]
     Regions(regions::Command),
@@ -151,6 +154,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Stores(command) => stores::run(&global, command).await,
         Command::Engines(command) => done(engines::run(&global, command).await),
         Command::Instances(command) => done(instances::run(&global, command).await),
+        Command::Pools(command) => done(pools::run(&global, command).await),
         Command::Regions(command) => done(regions::run(&global, command).await),
         Command::Keys(command) => done(keys::run(&global, command).await),
         Command::Simulate(arguments) => simulate::run(&global, &arguments),

@@ -18,6 +18,7 @@ mod jobs;
 mod keys;
 mod output;
 mod pages;
+mod pools;
 mod process;
 mod quantity;
 mod regions;

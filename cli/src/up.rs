@@ -8,6 +8,7 @@ mod arrivals;
 mod config;
 mod first_key;
 mod managers;
+mod pools;
 mod provision;
 mod serve;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 use telecine_core::accounts::{self, Account};
 use telecine_core::backend::Backend;
 use telecine_core::ports::instances::Instances;
+use telecine_domain::pool::Pool;
 use telecine_embedded::{AgentCommand, Embedded, EmbeddedConfig, LocalPool};
 use telecine_proto::identity::CertificateAuthority;
 use tokio::net::TcpListener;
@@ -36,6 +38,7 @@ use crate::process;
 pub(crate) use config::Arguments;
 use config::UpConfig;
 use managers::{Addresses, Managers};
+use pools::Planned;
 use provision::{Joining, LocalProvisioner};
 
 /// Longest time for requests, streams and the manager's sessions to end.
@@ -79,9 +82,10 @@ pub(crate) async fn run(global: &Global, arguments: Arguments, which: Parts) -> 
     if let Some(observe) = config.observe {
         drop(bind(observe, "observe").await?);
     }
-    let provisioner = Arc::new(LocalProvisioner::new(&data, &config)?);
-    let embedded = open(&data, &config, provisioner.clone()).await?;
-    let result = platform(&data, &config, api, &embedded, &provisioner).await;
+    let pools = config.pools(&data)?;
+    let provisioner = Arc::new(LocalProvisioner::new(&data, &config, &pools)?);
+    let embedded = open(&data, &config, &pools, provisioner.clone()).await?;
+    let result = platform(&data, &config, &pools, api, &embedded, &provisioner).await;
     embedded.close().await;
     result
 }
@@ -97,11 +101,17 @@ async fn bind(address: std::net::SocketAddr, setting: &str) -> Result<TcpListene
 async fn open(
     data: &Path,
     config: &UpConfig,
+    pools: &[Planned],
     provisioner: Arc<LocalProvisioner>,
 ) -> Result<Embedded, Failure> {
     let program =
         std::env::current_exe().map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))?;
-    let pools = config.pools().map(|(pool, _)| LocalPool { name: pool, most: config.instances }).collect();
+    let local = |pool: &Pool| LocalPool {
+        name: pool.name.clone(),
+        most: pool.max,
+        boot: Duration::from_secs(pool.boot_seconds.into()),
+    };
+    let pools = pools.iter().map(|planned| local(&planned.pool)).collect();
     let settings = EmbeddedConfig {
         folder: data.to_owned(),
         pools,
@@ -118,6 +128,7 @@ async fn open(
 async fn platform(
     data: &Path,
     config: &UpConfig,
+    pools: &[Planned],
     api: Option<TcpListener>,
     embedded: &Embedded,
     provisioner: &LocalProvisioner,
@@ -131,12 +142,13 @@ async fn platform(
     provisioner.join(Joining { backend: backend.clone(), managers: managers.clone() });
     let api = match api {
         Some(listener) => {
+            declare(&backend, pools).await?;
             let account = first_account(&backend, config).await?;
             let url = format!("http://{}", listener.local_addr().map_err(anyhow::Error::from)?);
             let key = first_key::ensure(data, &backend, &account, &url).await?;
             parts.spawn(serve::run(listener, backend.clone(), config.regions.clone(), shutdown.clone()));
             parts.spawn(arrivals::run(backend.clone(), shutdown.clone()));
-            launch_instances(config, embedded).await?;
+            launch_instances(pools, embedded).await?;
             Some((url, key))
         }
         None => None,
@@ -199,14 +211,21 @@ async fn first_account(backend: &Backend, config: &UpConfig) -> Result<Account, 
 
 type Part = Result<(), String>;
 
-/// As many local instances in each pool as the configuration says; those that are there count.
-async fn launch_instances(config: &UpConfig, embedded: &Embedded) -> Result<(), Failure> {
-    for (pool, _) in config.pools() {
+/// The platform knows the pools of this configuration, and no others.
+async fn declare(backend: &Backend, pools: &[Planned]) -> Result<(), Failure> {
+    let pools: Vec<Pool> = pools.iter().map(|planned| planned.pool.clone()).collect();
+    let declared = telecine_core::pools::declare(backend, &pools).await;
+    declared.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))
+}
+
+/// As many local instances in each pool as it begins with; those that are there count.
+async fn launch_instances(pools: &[Planned], embedded: &Embedded) -> Result<(), Failure> {
+    for Planned { pool, start, .. } in pools {
         let failed = |problem| Failure::new(Exit::Failed, format!("{problem}"));
-        let there = embedded.instances.status(&pool).await.map_err(failed)?.instances.len();
-        let missing = config.instances.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX));
+        let there = embedded.instances.status(&pool.name).await.map_err(failed)?.instances.len();
+        let missing = start.saturating_sub(u32::try_from(there).unwrap_or(u32::MAX));
         if missing > 0 {
-            embedded.instances.launch(&pool, missing).await.map_err(failed)?;
+            embedded.instances.launch(&pool.name, missing).await.map_err(failed)?;
         }
     }
     Ok(())

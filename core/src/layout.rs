@@ -4,8 +4,8 @@
 use semver::{Prerelease, Version};
 use sha2::{Digest, Sha256};
 use telecine_domain::id::{
-    AccountId, ApiKeyId, AttemptNumber, FactoryId, InstanceId, JobId, RegionName, ServiceName, StoreId,
-    WatchRuleId,
+    AccountId, ApiKeyId, AttemptNumber, FactoryId, InstanceId, JobId, PoolName, RegionName, ServiceName,
+    StoreId, WatchRuleId,
 };
 use telecine_domain::job::{JobState, StateName};
 use telecine_domain::location::{ObjectKey, ObjectVersion};
@@ -278,6 +278,13 @@ pub(crate) fn instance_by_id(instance: InstanceId) -> Key {
     Key::new(format!("instance#{instance}"), "instance")
 }
 
+/// Every pool.
+pub(crate) const POOLS: &str = "pools";
+
+pub(crate) fn pool(pool: &PoolName) -> Key {
+    Key::new(POOLS, pool.as_str())
+}
+
 /// Lower-case hexadecimal SHA-256.
 pub(crate) fn sha256(text: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(text))
@@ -329,6 +336,7 @@ mod tests {
         let (rule, ins, api) = (id(WatchRuleId::new), id(InstanceId::new), id(ApiKeyId::new));
         let (n, loc): (_, RegionName) = (AttemptNumber(7), "berlin".parse().unwrap());
         let srv: ServiceName = "transform".parse().unwrap();
+        let fleet: PoolName = "lagoon".parse().unwrap();
         let key: ObjectKey = "a.mov".parse().unwrap();
         let seen = ObjectVersion { etag: "e".to_owned(), version_id: None, size_bytes: 1 };
         let run = Run { attempt: n, epoch: Epoch(7), instance: ins, since: Timestamp::from_millis(1) };
@@ -373,8 +381,9 @@ mod tests {
             ("region", region(&loc)),
             ("instance", instance(&loc, ins)),
             ("instance by id", instance_by_id(ins)),
+            ("pool", pool(&fleet)),
         ];
-        let names: [(String, &str); 8] = [
+        let names: [(String, &str); 9] = [
             (acc.to_string(), "<account>"),
             (jid.to_string(), "<job>"),
             (sto.to_string(), "<store>"),
@@ -383,6 +392,7 @@ mod tests {
             (api.to_string(), "<API key>"),
             (loc.to_string(), "<region>"),
             (srv.to_string(), "<service>"),
+            (fleet.to_string(), "<pool>"),
         ];
         let named = |part: &str| {
             let part = names.iter().fold(part.to_owned(), |part, (value, name)| part.replace(value, name));

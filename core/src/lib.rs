@@ -27,6 +27,7 @@ pub mod jobs;
 mod layout;
 pub mod leader;
 pub mod memory;
+pub mod pools;
 pub mod ports;
 pub mod problem;
 mod produced;

@@ -21,6 +21,7 @@ pub mod location;
 pub mod manifest;
 pub mod packing;
 pub mod placement;
+pub mod pool;
 pub mod publication;
 pub mod region;
 pub mod resources;

@@ -1,7 +1,7 @@
 //! Regions and instances.
 
 use serde_json::json;
-use telecine_core::fleet;
+use telecine_core::{fleet, pools};
 use telecine_domain::instance::Instance;
 
 use crate::harness::App;
@@ -35,4 +35,29 @@ async fn instances_and_the_load_of_their_region_are_told() {
     assert_eq!((&region["is_default"], &region["manager"]), (&json!(true), &json!(null)));
     app.get("/v1/regions/elsewhere").await.problem(404, "not_found");
     app.get("/v1/instances?region=Elsewhere").await.problem(400, "invalid_parameter");
+}
+
+#[tokio::test]
+async fn pools_are_listed_with_what_they_cost_and_how_many_there_are() {
+    let app = App::new().await;
+    assert_eq!(app.get("/v1/pools").await.expect(200)["data"], json!([]));
+    let pool = |name: &str, region: &str| {
+        serde_json::from_value(json!({
+            "name": name, "region": region, "shape": {"cpu_milli": 1000, "memory_bytes": 1 << 30},
+            "market": "spot", "price_micros_per_hour": 12_500, "boot_seconds": 30, "min": 0, "max": 4,
+        }))
+        .unwrap()
+    };
+    pools::declare(&app.backend, &[pool("large", "local"), pool("small", "other")]).await.unwrap();
+    let first = app.get("/v1/pools?limit=1").await.expect(200);
+    let large = &first["data"][0];
+    assert_eq!((&large["id"], &large["market"], &large["max"]), (&json!("large"), &json!("spot"), &json!(4)));
+    assert_eq!((&large["price_micros_per_hour"], &large["running"]), (&json!(12_500), &json!(0)));
+    assert_eq!(large["shape"]["cpu_milli"], 1000);
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let next = app.get(&format!("/v1/pools?limit=1&cursor={cursor}")).await.expect(200);
+    assert_eq!((&next["data"][0]["id"], &next["next_cursor"]), (&json!("small"), &json!(null)));
+    let other = app.get("/v1/pools?region=other").await.expect(200);
+    assert_eq!((other["data"].as_array().unwrap().len(), &other["data"][0]["id"]), (1, &json!("small")));
+    app.get("/v1/pools?region=Other").await.problem(400, "invalid_parameter");
 }

@@ -40,6 +40,8 @@ pub struct LocalPool {
     pub name: PoolName,
     /// Most instances at a time.
     pub most: u32,
+    /// How long an instance is made to take to boot: real machines do, and what waits for them must bear it.
+    pub boot: Duration,
 }
 
 /// How an agent is started: `program arguments… <path of its configuration>`.
@@ -133,7 +135,8 @@ impl LocalInstances {
         let failed = |source| LocalInstancesError { folder: folder.clone(), source };
         let records = record::read_all(&folder).map_err(failed)?;
         let now = Instant::now();
-        let known: BTreeSet<PoolName> = pools.iter().map(|pool| pool.name.clone()).collect();
+        let known: BTreeMap<PoolName, Duration> =
+            pools.iter().map(|pool| (pool.name.clone(), pool.boot)).collect();
         let agents = records.into_iter().map(|mut record| {
             let config = config_path(&folder, record.instance);
             let process = match &record.started {
@@ -143,13 +146,15 @@ impl LocalInstances {
             };
             let instance = record.instance;
             tracing::info!(%instance, pool = %record.pool, adopted = process.is_some(), "instance found again");
-            if !known.contains(&record.pool) && record.wanted == Wanted::Running {
+            if !known.contains_key(&record.pool) && record.wanted == Wanted::Running {
                 tracing::warn!(%instance, pool = %record.pool, "there is no such pool any more; its instance is retired");
                 record.wanted = Wanted::Retired;
             }
             let unchecked = process.is_some();
+            let boot = known.get(&record.pool).copied().unwrap_or_default();
+            let not_before = now + still_booting(&record, boot, system_millis());
             let agent =
-                Agent { record, process, failures: 0, started: None, not_before: now, kill_at: None, unchecked };
+                Agent { record, process, failures: 0, started: None, not_before, kill_at: None, unchecked };
             (instance, agent)
         });
         let agents = Mutex::new(agents.collect());
@@ -175,7 +180,7 @@ impl LocalInstances {
         let failed = |source| LocalInstancesError { folder: folder.clone(), source };
         let pools: BTreeSet<PoolName> =
             record::read_all(&folder).map_err(failed)?.into_iter().map(|record| record.pool).collect();
-        let pools = pools.into_iter().map(|name| LocalPool { name, most: 0 }).collect();
+        let pools = pools.into_iter().map(|name| LocalPool { name, most: 0, boot: Duration::ZERO }).collect();
         let command = AgentCommand { program: PathBuf::new(), arguments: Vec::new() };
         Self::open(folder, pools, command, Arc::new(NothingStarts), (Duration::ZERO, Duration::ZERO)).await
     }
@@ -351,6 +356,22 @@ impl LocalInstances {
     }
 }
 
+/// What is left of the boot of an instance whose agent was never started. A clock that was set back makes it no longer
+/// than a whole boot.
+fn still_booting(record: &Record, boot: Duration, now_millis: u64) -> Duration {
+    match (record.launched_at_millis, &record.started) {
+        (Some(launched), None) => {
+            boot.saturating_sub(Duration::from_millis(now_millis.saturating_sub(launched)))
+        }
+        _ => Duration::ZERO,
+    }
+}
+
+fn system_millis() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn backoff(failures: u32) -> Duration {
     let seconds = Duration::from_secs(1).saturating_mul(1 << failures.clamp(1, 7).saturating_sub(1));
     seconds.min(MOST_BACKOFF)
@@ -397,7 +418,7 @@ impl Instances for LocalInstances {
     }
 
     async fn launch(&self, pool: &PoolName, count: u32) -> Result<(), InstancesError> {
-        let most = self.pool(pool)?.most;
+        let LocalPool { most, boot, .. } = *self.pool(pool)?;
         let mut agents = self.agents.lock().await;
         let there = agents.values().filter(|agent| agent.record.pool == *pool).count();
         if there as u64 + u64::from(count) > u64::from(most) {
@@ -410,18 +431,20 @@ impl Instances for LocalInstances {
             ids.insert(self.new_instance(ids.len()));
         }
         for instance in ids {
-            let record = Record { instance, pool: pool.clone(), wanted: Wanted::Running, started: None };
+            let launched_at_millis = Some(system_millis());
+            let (pool, wanted) = (pool.clone(), Wanted::Running);
+            let record = Record { instance, pool, wanted, started: None, launched_at_millis };
             record::write(&self.folder, &record).map_err(|error| {
                 let folder = record::folder_of(&self.folder, instance);
                 InstancesError::Unavailable(format!("{}: {error}", folder.display()))
             })?;
-            let now = Instant::now();
+            let not_before = Instant::now() + boot;
             let mut agent = Agent {
                 record,
                 process: None,
                 failures: 0,
                 started: None,
-                not_before: now,
+                not_before,
                 kill_at: None,
                 unchecked: false,
             };

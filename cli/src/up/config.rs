@@ -7,9 +7,10 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 use telecine_agent::config::{CapacityConfig, LogFormat as AgentLogFormat};
-use telecine_domain::id::{PoolName, RegionName};
+use telecine_domain::id::RegionName;
 use telecine_manager::{ManagerConfig, Scheduling};
 
+use super::pools::{self, Planned, PoolConfig};
 use crate::failure::{Exit, Failure};
 use crate::process::LogFormat;
 
@@ -60,8 +61,10 @@ pub(super) struct UpConfig {
     pub observe: Option<SocketAddr>,
     /// The regions, the default one first.
     pub regions: Vec<RegionName>,
-    /// Local instances in each region.
-    pub instances: u32,
+    /// Local instances in each region, 1 unless given; not together with `pools`.
+    pub instances: Option<u32>,
+    /// The pools of local instances; one for each region when there is none.
+    pub pools: Vec<PoolConfig>,
     /// How long an attempt may be silent, in seconds: 1 to 3,600.
     pub lease_seconds: u64,
     /// Longest time for agents to finish what they run when they are stopped, in seconds.
@@ -110,7 +113,8 @@ impl Default for UpConfig {
             manager_listen: ([127, 0, 0, 1], 8081).into(),
             observe: None,
             regions: vec!["local".parse().expect("a constant name")],
-            instances: 1,
+            instances: None,
+            pools: Vec::new(),
             lease_seconds: 60,
             drain_seconds: 60,
             capacity: CapacityConfig::default(),
@@ -154,7 +158,7 @@ impl UpConfig {
             manager_listen: arguments.manager_listen.unwrap_or(self.manager_listen),
             observe: arguments.observe.or(self.observe),
             regions: if arguments.regions.is_empty() { self.regions } else { arguments.regions },
-            instances: arguments.instances.unwrap_or(self.instances),
+            instances: arguments.instances.or(self.instances),
             lease_seconds: arguments.lease_seconds.unwrap_or(self.lease_seconds),
             log_format: log_format.unwrap_or(self.log_format),
             ..self
@@ -170,8 +174,15 @@ impl UpConfig {
         if !(1..=3600).contains(&self.lease_seconds) {
             return wrong("lease_seconds", "1 to 3,600 seconds are possible");
         }
-        if self.instances > 64 {
+        if self.instances.is_some_and(|instances| instances > 64) {
             return wrong("instances", "at most 64 local instances in a region are possible");
+        }
+        if !self.pools.is_empty() && (self.instances.is_some() || self.capacity != CapacityConfig::default())
+        {
+            return wrong(
+                "pools",
+                "with it each pool says how many instances of which shape there are; leave `instances` and `capacity` out",
+            );
         }
         if self.listen == self.manager_listen && self.listen.port() != 0 {
             return wrong("manager_listen", "it is the address of the API; two different ones are needed");
@@ -207,17 +218,16 @@ impl UpConfig {
         }
     }
 
-    /// How many agents share this machine.
-    pub(super) fn agents(&self) -> u32 {
-        self.instances.saturating_mul(u32::try_from(self.regions.len()).unwrap_or(u32::MAX))
-    }
-
-    /// One pool of local instances for each region, named after it.
-    pub(super) fn pools(&self) -> impl Iterator<Item = (PoolName, RegionName)> {
-        self.regions.iter().map(|region| {
-            let pool = region.as_str().parse().expect("a region's name can be a pool's");
-            (pool, region.clone())
-        })
+    /// The pools of this machine: the declared ones, else one for each region.
+    ///
+    /// # Errors
+    /// The pool that cannot be, and why.
+    pub(super) fn pools(&self, data: &Path) -> Result<Vec<Planned>, Failure> {
+        if self.pools.is_empty() {
+            return Ok(pools::shared(&self.regions, self.instances.unwrap_or(1), self.capacity, data));
+        }
+        pools::declared(&self.pools, &self.regions, data)
+            .map_err(|problem| Failure::usage(format!("the setting `pools`: {problem}")))
     }
 }
 
@@ -235,7 +245,7 @@ mod tests {
     fn arguments_win_over_the_file_and_the_file_over_defaults() {
         let arguments = Arguments { lease_seconds: Some(3), ..Arguments::default() };
         let config = load("instances = 2\nlease_seconds = 9\n", arguments).unwrap();
-        assert_eq!((config.instances, config.lease_seconds, config.drain_seconds), (2, 3, 60));
+        assert_eq!((config.instances, config.lease_seconds, config.drain_seconds), (Some(2), 3, 60));
         let first = config.manager(&config.regions[0], config.manager_listen);
         assert_eq!(first.heartbeat, Duration::from_millis(750));
     }
@@ -247,6 +257,11 @@ mod tests {
             ("regions = []", "regions"),
             ("regions = [\"a\", \"a\"]", "regions"),
             ("lease_seconds = 0", "lease_seconds"),
+            (
+                "instances = 2\n[[pools]]\nname = \"a\"\ncpu_milli = 1\nmemory_bytes = 1\nprice_usd_per_hour = 0.0\nmax = 1",
+                "pools",
+            ),
+            ("[[pools]]\nname = \"A\"", "pool name"),
             ("instances = 100", "instances"),
             ("manager_listen = \"127.0.0.1:8080\"", "manager_listen"),
             ("observe = \"127.0.0.1:8081\"", "observe"),

@@ -6,17 +6,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use telecine_agent::config::{AgentConfig, CapacityConfig};
-use telecine_agent::inventory;
+use telecine_agent::config::AgentConfig;
 use telecine_core::backend::Backend;
 use telecine_core::enrolment::{self, Binding, EnrolmentError};
-use telecine_domain::id::{PoolName, RegionName};
+use telecine_domain::id::PoolName;
 use telecine_domain::instance::RuntimeKind;
 use telecine_embedded::{NewAgent, Provisioner};
 use tokio::sync::watch;
 
 use super::config::{LogChoice, UpConfig};
 use super::managers::Addresses;
+use super::pools::Planned;
 use crate::failure::{Exit, Failure};
 use crate::process;
 
@@ -32,25 +32,23 @@ pub(super) struct Joining {
 /// Provisions agents of this machine.
 pub(super) struct LocalProvisioner {
     ca_file: PathBuf,
-    regions: BTreeMap<PoolName, RegionName>,
-    capacity: CapacityConfig,
+    pools: BTreeMap<PoolName, Planned>,
     log_format: LogChoice,
     joining: watch::Sender<Option<Joining>>,
 }
 
 impl LocalProvisioner {
-    /// For the pools of `config`; agents wait until `join` is called.
+    /// For the agents of `pools`, which wait until `join` is called.
     ///
     /// # Errors
     /// When the data folder has no absolute path.
-    pub(super) fn new(data: &Path, config: &UpConfig) -> Result<Self, Failure> {
+    pub(super) fn new(data: &Path, config: &UpConfig, pools: &[Planned]) -> Result<Self, Failure> {
         let data = std::path::absolute(data).map_err(|problem| {
             Failure::new(Exit::Usage, format!("{} has no absolute path: {problem}", data.display()))
         })?;
         Ok(Self {
             ca_file: data.join("ca/ca.pem"),
-            regions: config.pools().collect(),
-            capacity: share(config.capacity, config.agents(), &data),
+            pools: pools.iter().map(|planned| (planned.pool.name.clone(), planned.clone())).collect(),
             log_format: config.log_format,
             joining: watch::Sender::new(None),
         })
@@ -72,8 +70,9 @@ impl LocalProvisioner {
 impl Provisioner for LocalProvisioner {
     async fn provision(&self, agent: &NewAgent) -> Result<String, String> {
         let Joining { backend, managers } = self.joining().await?;
-        let region =
-            self.regions.get(&agent.pool).ok_or_else(|| format!("pool {} has no region", agent.pool))?;
+        let planned =
+            self.pools.get(&agent.pool).ok_or_else(|| format!("there is no pool {} here", agent.pool))?;
+        let region = &planned.pool.region;
         let manager = managers.get(region).ok_or_else(|| format!("no manager here runs region {region}"))?;
         let token_file = agent.folder.join("join-token");
         if !token_file.exists() {
@@ -89,30 +88,13 @@ impl Provisioner for LocalProvisioner {
             managers: vec![manager.to_string()],
             ca_file: self.ca_file.clone(),
             join_token_file: token_file,
-            capacity: self.capacity,
+            capacity: planned.slice,
             // A program runs only as an engine version that somebody with the right to publish named as a command.
             runtimes: [RuntimeKind::Docker, RuntimeKind::Process].into(),
             log_format: self.log_format.into(),
             ..AgentConfig::default()
         };
         toml::to_string(&config).map_err(|problem| problem.to_string())
-    }
-}
-
-/// The slice of this machine that one of `count` agents offers: what is set, else an equal share of what there is.
-/// Without it each of them would offer all of it.
-fn share(given: CapacityConfig, count: u32, data: &Path) -> CapacityConfig {
-    let existing = data.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
-    let (Ok(machine), 2..) = (inventory::measure(existing, &CapacityConfig::default()), count) else {
-        // One agent measures for itself, and says why when it cannot.
-        return given;
-    };
-    let (all, count) = (machine.capacity, u64::from(count));
-    CapacityConfig {
-        cpu_milli: given.cpu_milli.or(Some((all.cpu_milli / count).max(1))),
-        memory_bytes: given.memory_bytes.or(Some(all.memory_bytes / count)),
-        scratch_bytes: given.scratch_bytes.or(Some(all.scratch_bytes / count)),
-        gpus: given.gpus.or(Some(all.gpus / count)),
     }
 }
 
@@ -147,19 +129,4 @@ fn write_token(path: &Path, token: &str) -> Result<(), String> {
         std::fs::rename(&temporary, path)
     })();
     written.map_err(|problem: std::io::Error| format!("{}: {problem}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn agents_of_one_machine_share_it() {
-        let data = Path::new("/tmp/not/there/yet");
-        let given = CapacityConfig { cpu_milli: Some(700), ..CapacityConfig::default() };
-        assert_eq!(share(given, 1, data), given);
-        let all = inventory::measure(Path::new("/tmp"), &CapacityConfig::default()).unwrap().capacity;
-        let shared = share(given, 4, data);
-        assert_eq!((shared.cpu_milli, shared.memory_bytes), (Some(700), Some(all.memory_bytes / 4)));
-    }
 }

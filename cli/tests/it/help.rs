@@ -48,6 +48,7 @@ async fn every_verb_teaches_by_example() {
         &["engines", "list"],
         &["engines", "withdraw"],
         &["instances", "list"],
+        &["pools", "list"],
         &["regions", "list"],
         &["keys", "create"],
         &["keys", "revoke"],

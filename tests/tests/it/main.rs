@@ -8,6 +8,7 @@ mod bucket;
 mod crashes;
 mod explain;
 mod layering;
+mod pools;
 mod regions;
 mod sandbox;
 mod simulation;

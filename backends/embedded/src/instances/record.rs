@@ -31,6 +31,9 @@ pub(super) struct Record {
     pub(super) wanted: Wanted,
     /// The process that was started last.
     pub(super) started: Option<Started>,
+    /// When it was asked for; unknown for one of an older version.
+    #[serde(default)]
+    pub(super) launched_at_millis: Option<u64>,
 }
 
 pub(super) fn folder_of(agents: &Path, instance: InstanceId) -> PathBuf {

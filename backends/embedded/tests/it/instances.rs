@@ -48,7 +48,7 @@ fn config(folder: &Path, script: &str, refusals: u32, drain_limit: Duration) -> 
     let program = folder.join("agent.sh");
     std::fs::write(&program, script).unwrap();
     EmbeddedConfig {
-        pools: vec![LocalPool { name: pool(), most: 3 }],
+        pools: vec![LocalPool { name: pool(), most: 3, boot: Duration::ZERO }],
         agent: AgentCommand {
             program: "/bin/sh".into(),
             arguments: vec![program.to_str().unwrap().to_owned()],
@@ -262,5 +262,40 @@ async fn an_instance_of_a_pool_that_is_gone_is_retired() {
     let second = Embedded::open(without).await.unwrap();
     until("it ends", async || !is_alive(pid)).await;
     until("its folder goes", async || !folder_of(folder.path(), instance).exists()).await;
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_boots_as_long_as_its_pool_says_and_a_restart_does_not_begin_again() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let folder = tempfile::tempdir().unwrap();
+    let booting = || EmbeddedConfig {
+        pools: vec![LocalPool { name: pool(), most: 3, boot: HOUR }],
+        ..config(folder.path(), GOOD, 0, LONG)
+    };
+    let first = Embedded::open(booting()).await.unwrap();
+    first.instances.launch(&pool(), 1).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let status = first.instances.status(&pool()).await.unwrap();
+    assert_eq!((status.instances.len(), status.instances[0].running), (1, false), "it boots");
+    let instance = status.instances[0].id;
+    first.close().await;
+    drop(first);
+    // As if the hour had passed.
+    let record = folder_of(folder.path(), instance).join("instance.json");
+    let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let launched = value["launched_at_millis"].as_u64().unwrap();
+    value["launched_at_millis"] = (launched - 3_600_000).into();
+    std::fs::write(&record, value.to_string()).unwrap();
+
+    let second = Embedded::open(booting()).await.unwrap();
+    let (same, pid) = started(&second, folder.path()).await;
+    assert_eq!(same, instance);
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    until("it runs again without another boot", async || {
+        pid_of(folder.path(), instance).is_some_and(|again| again != pid && is_alive(again))
+    })
+    .await;
+    assert_eq!(second.instances.drain_all(PATIENCE).await, 0);
     second.close().await;
 }
