@@ -371,6 +371,7 @@ mod tests {
             ("API key", api_key(acc, api)),
             ("join token", join_token("x")),
             ("join token by instance", instance_join(ins)),
+            ("retired instance", instance_retired(ins)),
             ("idempotency key", idempotency(acc, "<key>")),
             ("arrival", ingest_match(sto, rule, &key, &seen)),
             ("unmatched arrival", ingest_unmatched(sto, &key, &seen)),

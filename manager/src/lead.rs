@@ -80,6 +80,8 @@ pub(crate) struct Lead {
     pub(crate) backend: Backend,
     pub(crate) authority: Arc<CertificateAuthority>,
     pub(crate) config: Arc<ManagerConfig>,
+    /// When the leadership began: what was before, nobody may have seen.
+    pub(crate) began: Timestamp,
     pub(crate) registry: Registry,
     pub(crate) receipts: Receipts,
     pub(crate) stops: Stops,
@@ -122,6 +124,7 @@ impl Lead {
             term,
             backend,
             authority,
+            began: config.clock.now(),
             config,
             registry: Registry::new(),
             receipts: Receipts::default(),

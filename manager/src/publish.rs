@@ -96,6 +96,10 @@ pub(crate) async fn give_up(lead: Arc<Lead>, attempt: AttemptId) {
         Err(error) => return warn!(%attempt, %error, "it is not known whether an instance is away"),
     };
     let Some(failure) = publication::given_up(&job, away_since, lead.now()) else { return };
+    if lead.registry.coordinators.caller(run.instance).is_some() {
+        // It has come back while its record was read, and is asked to publish.
+        return;
+    }
     error!(%attempt, instance = %run.instance, account = %job.account, problem = failure.message, "a granted job is given up");
     lead.persist(attempt, || {
         dispatch::sealed_bytes_lost(&lead.backend, attempt, failure.clone(), lead.now())
@@ -107,19 +111,20 @@ pub(crate) async fn give_up(lead: Arc<Lead>, attempt: AttemptId) {
 pub(crate) fn is_forsaken(lead: &Lead, job: &Job) -> bool {
     lead.registry.coordinators.len() == 0
         && matches!(job.state, JobState::Finalizing { .. })
-        && lead.now().since(job.state_since) >= publication::PATIENCE
+        && lead.now().since(job.state_since.max(lead.began)) >= publication::PATIENCE
 }
 
-/// Since when an instance is away; `None` while it is not. One without a record is away since the grant at the latest.
+/// Since when an instance is away under this leadership; `None` while it is not. Before it, perhaps no manager was there
+/// to be connected to: an instance must stay away from this one for the whole patience.
 async fn away_since(lead: &Lead, instance: InstanceId, job: &Job) -> Result<Option<Timestamp>, RecordError> {
     if lead.registry.coordinators.caller(instance).is_some() {
         return Ok(None);
     }
     Ok(match fleet::instance(&lead.backend, instance).await? {
-        None => Some(job.state_since),
+        None => Some(job.state_since.max(lead.began)),
         Some(record) => {
             let away = matches!(record.state, InstanceState::Disconnected | InstanceState::Lost);
-            away.then_some(record.state_since)
+            away.then_some(record.state_since.max(lead.began))
         }
     })
 }

@@ -253,6 +253,26 @@ async fn a_granted_job_whose_bytes_were_on_an_instance_that_never_returns_fails_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_granted_job_waits_for_its_instance_after_hours_without_a_manager() {
+    let mut world = World::new().await;
+    let mut own = Coordinator::attach(&world, instance(1)).await;
+    let job = world.submit("out.mp4", json!({})).await;
+    let attempt = own.assigned().await;
+    let worker = Worker::start(&world, &own, attempt).await;
+    assert!(matches!(worker.seal(manifest(world.store, "out.mp4", attempt)).await, Body::Grant(_)));
+    worker.die().await;
+    own.die().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.stop().await;
+    tokio::time::sleep(Duration::from_secs(8 * 3600)).await;
+    world.start().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.job(job).await.state.name(), StateName::Finalizing, "it may come back");
+    let _own = Coordinator::attach_running(&world, instance(1), &[]).await;
+    world.wait_for(job, StateName::Succeeded, Duration::from_secs(300)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_instance_that_vanishes_during_an_assignment_costs_seconds() {
     let world = World::new().await;
     let mut mute = Coordinator::with_habit(&world, instance(1), Habit::Mute).await;
