@@ -56,7 +56,7 @@ bench: up ## what Telecine adds, against floors measured in the same run
 	scripts/with-images target/release/telecine-bench
 
 bench-scheduling: ## what a decision of the scheduler costs, and how well it packs (TRACES=folder for the packing)
-	CARGO_INCREMENTAL=0 cargo bench --package telecine-domain --bench telecine-bench-scheduling
+	CARGO_INCREMENTAL=0 cargo bench --target-dir target/pure --package telecine-domain --bench telecine-bench-scheduling
 
 bench-autoscaling: ## the autoscaler against its targets and what others do; public traces from TRACES=DIR
 	cargo run --release --target-dir target/pure -p telecine-simulator --bin telecine-bench-autoscaling -- "$(TRACES)"
