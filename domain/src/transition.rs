@@ -105,7 +105,7 @@ pub fn apply(job: &Job, event: JobEvent, now: Timestamp) -> Outcome {
         JobEvent::Started { epoch } => under(job, epoch, |run| started(job, run, now)),
         JobEvent::EngineRunning { epoch } => under(job, epoch, |run| engine_running(job, run, now)),
         JobEvent::Grant { epoch, manifest } => under(job, epoch, |run| grant(job, run, manifest, now)),
-        JobEvent::Published { epoch } => under(job, epoch, |run| published(job, run, now)),
+        JobEvent::Published { epoch } => under(job, epoch, |run| published(job, run.attempt, now)),
         JobEvent::SealedBytesLost { epoch, failure } => {
             under(job, epoch, |_| sealed_bytes_lost(job, failure, now))
         }
@@ -245,29 +245,19 @@ fn grant(job: &Job, run: Run, manifest: Manifest, now: Timestamp) -> Outcome {
     }
 }
 
-fn published(job: &Job, run: Run, now: Timestamp) -> Outcome {
-    match &job.state {
-        JobState::Finalizing { manifest, .. } => {
-            let succeeded = JobState::Succeeded { attempt: run.attempt, manifest: manifest.clone() };
-            applied(moved(job, succeeded, now))
-        }
-        JobState::Assigned(_)
-        | JobState::Starting(_)
-        | JobState::Running(_)
-        | JobState::Held { .. }
-        | JobState::Queued { .. }
-        | JobState::Canceling { .. }
-        | JobState::Succeeded { .. }
-        | JobState::Failed { .. }
-        | JobState::Canceled
-        | JobState::Expired => illegal(job),
-    }
+fn published(job: &Job, attempt: AttemptNumber, now: Timestamp) -> Outcome {
+    end_granted(job, now, |manifest| JobState::Succeeded { attempt, manifest: manifest.clone() })
 }
 
 /// No other attempt: outputs that were elsewhere may be visible already, and a second attempt would make them twice.
 fn sealed_bytes_lost(job: &Job, failure: Failure, now: Timestamp) -> Outcome {
+    end_granted(job, now, |_| JobState::Failed { failure })
+}
+
+/// Ends a granted job; one that is not granted is not ended so.
+fn end_granted(job: &Job, now: Timestamp, end: impl FnOnce(&Manifest) -> JobState) -> Outcome {
     match &job.state {
-        JobState::Finalizing { .. } => applied(moved(job, JobState::Failed { failure }, now)),
+        JobState::Finalizing { manifest, .. } => applied(moved(job, end(manifest), now)),
         JobState::Assigned(_)
         | JobState::Starting(_)
         | JobState::Running(_)

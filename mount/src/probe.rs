@@ -159,13 +159,9 @@ mod tests {
         let place = folder.path().to_str().unwrap().to_owned();
         assert!(!String::from_utf8_lossy(&mounts()).contains(&place));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        match tried {
-            Ok(()) => {
-                let error = try_mount(&folder.path().join("absent"), PATIENCE).unwrap_err();
-                assert!(error.to_string().contains("absent"), "{error}");
-            }
-            Err(error) => assert!(!error.mend().is_empty() && !error.to_string().is_empty()),
-        }
+        let Some(()) = telecine_test_support::available(tried) else { return };
+        let error = try_mount(&folder.path().join("absent"), PATIENCE).unwrap_err();
+        assert!(error.to_string().contains("absent"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use telecine_core::{jobs, recorder};
 use telecine_domain::failure::{Failure, FailureClass};
+use telecine_domain::id::JobId;
 use telecine_domain::job::{JobState, StateName};
 use telecine_domain::trace::TraceId;
 use telecine_proto::coordinator::v1::from_manager as to_coordinator;
@@ -226,17 +227,23 @@ async fn a_refusal_for_want_of_room_costs_nothing_and_is_asked_again_when_there_
     assert_eq!((found.infrastructure_retries, found.queued_at), (0, queued_at));
 }
 
+/// A job whose outputs were granted, and whose worker and coordinator (instance 1) have died since.
+async fn granted_and_gone(world: &World) -> JobId {
+    let mut own = Coordinator::attach(world, instance(1)).await;
+    let job = world.submit("out.mp4", json!({})).await;
+    let attempt = own.assigned().await;
+    let worker = Worker::start(world, &own, attempt).await;
+    assert!(matches!(worker.seal(manifest(world.store, "out.mp4", attempt)).await, Body::Grant(_)));
+    worker.die().await;
+    own.die().await;
+    job
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_granted_job_whose_bytes_were_on_an_instance_that_never_returns_fails_after_an_hour() {
     for somebody_else in [true, false] {
         let world = World::new().await;
-        let mut own = Coordinator::attach(&world, instance(1)).await;
-        let job = world.submit("out.mp4", json!({})).await;
-        let attempt = own.assigned().await;
-        let worker = Worker::start(&world, &own, attempt).await;
-        assert!(matches!(worker.seal(manifest(world.store, "out.mp4", attempt)).await, Body::Grant(_)));
-        worker.die().await;
-        own.die().await;
+        let job = granted_and_gone(&world).await;
         let _other = if somebody_else {
             Some(Coordinator::with_habit(&world, instance(2), Habit::Bereft).await)
         } else {
@@ -255,13 +262,7 @@ async fn a_granted_job_whose_bytes_were_on_an_instance_that_never_returns_fails_
 #[tokio::test(start_paused = true)]
 async fn a_granted_job_waits_for_its_instance_after_hours_without_a_manager() {
     let mut world = World::new().await;
-    let mut own = Coordinator::attach(&world, instance(1)).await;
-    let job = world.submit("out.mp4", json!({})).await;
-    let attempt = own.assigned().await;
-    let worker = Worker::start(&world, &own, attempt).await;
-    assert!(matches!(worker.seal(manifest(world.store, "out.mp4", attempt)).await, Body::Grant(_)));
-    worker.die().await;
-    own.die().await;
+    let job = granted_and_gone(&world).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     world.stop().await;
     tokio::time::sleep(Duration::from_secs(8 * 3600)).await;
