@@ -170,14 +170,21 @@ impl Attempt {
     }
 
     /// The container is made in a task of its own: once begun, it is waited for, so that nothing appears after the end.
-    /// Fetching its image ends with any reason to stop.
+    /// Fetching its image ends with any reason to stop. The mount is prepared meanwhile; it is what the attempt waits for
+    /// only when the container is there.
     fn begin_create(&mut self, paths: &EnginePaths) -> Result<(), Failure> {
         let runtime = self.runtime.clone().ok_or_else(|| no_runtime(&self.assignment))?;
         let spec = container(&self.assignment, &self.folder, paths)?;
         let (shared, pulls) = (self.shared.clone(), self.assignment.surroundings.pulls_folder.clone());
+        let mounted = self.assignment.mounted;
         self.creating = Some(tokio::spawn(async move {
             tokio::select! {
-                created = pull::create(&shared, runtime.as_ref(), &spec, &pulls) => created,
+                created = pull::create(&shared, runtime.as_ref(), &spec, &pulls) => {
+                    if mounted && created.is_ok() {
+                        shared.enter(Phase::Mounting);
+                    }
+                    created
+                }
                 _ = shared.until_fenced() => Ok(()),
             }
         }));
@@ -196,7 +203,6 @@ impl Attempt {
         mounts: &dyn super::Mounts,
         device: Option<std::os::fd::OwnedFd>,
     ) -> Result<(), Failure> {
-        self.shared.enter(Phase::Mounting);
         let access = match renewal::ask(&self.shared).await {
             Ok(access) => access,
             Err(NoAnswer::Refused { message, .. }) => return Err(renewal::refused(&message)),

@@ -21,6 +21,11 @@ pub const LABEL_ATTEMPT: &str = "telecine.attempt";
 const TMP_BYTES: u64 = 64 << 20;
 /// Docker refuses less.
 const LEAST_MEMORY: u64 = 6 << 20;
+const LEAST_CPU_MILLI: u64 = 10;
+/// More than any machine has; Docker refuses what its own machine has not.
+const MOST_CPU_MILLI: u64 = 1 << 30;
+const SHORTEST_PERIOD: u64 = 100_000;
+const LONGEST_PERIOD: u64 = 1_000_000;
 
 /// The whole of what Docker is asked for.
 pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
@@ -55,6 +60,7 @@ pub(super) fn is_of(labels: &HashMap<String, String>, spec: &ContainerSpec) -> b
 
 fn host_config(spec: &ContainerSpec) -> HostConfig {
     let memory = signed(spec.resources.memory_bytes.max(LEAST_MEMORY));
+    let (period, quota) = processor_time(spec.resources.cpu_milli);
     HostConfig {
         network_mode: Some("none".to_owned()),
         ipc_mode: Some("none".to_owned()),
@@ -65,7 +71,8 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         // Reaps what the engine leaves behind and lets SIGTERM reach a program that set no handler.
         init: Some(true),
         pids_limit: Some(i64::from(spec.pids_limit)),
-        nano_cpus: Some(signed(spec.resources.cpu_milli.saturating_mul(1_000_000)).max(10_000_000)),
+        cpu_period: Some(period),
+        cpu_quota: Some(quota),
         memory: Some(memory),
         memory_swap: Some(memory),
         mounts: Some(vec![attempt_mount(spec)]),
@@ -89,6 +96,15 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         auto_remove: Some(false),
         ..Default::default()
     }
+}
+
+/// The container's share of CPU as a period and what it may use in it, in microseconds (Linux allows periods of 1 ms to
+/// 1 s). Small shares get longer periods: what starts a container runs under its limit and needs some tens of
+/// milliseconds, and a tenth of a core in Docker's own 100 ms would stop it three times on the way.
+fn processor_time(cpu_milli: u64) -> (i64, i64) {
+    let cpu_milli = cpu_milli.clamp(LEAST_CPU_MILLI, MOST_CPU_MILLI);
+    let period = (SHORTEST_PERIOD * 1000 / cpu_milli).clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
+    (signed(period), signed(period * cpu_milli / 1000))
 }
 
 fn attempt_mount(spec: &ContainerSpec) -> Mount {
@@ -118,4 +134,24 @@ fn gpus(spec: &ContainerSpec) -> Option<Vec<DeviceRequest>> {
 
 fn signed(amount: u64) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_cpu_is_kept_and_never_too_little_for_a_start() {
+        assert_eq!(processor_time(2000), (100_000, 200_000));
+        assert_eq!(processor_time(1000), (100_000, 100_000));
+        assert_eq!(processor_time(500), (200_000, 100_000));
+        assert_eq!(processor_time(100), (1_000_000, 100_000));
+        assert_eq!(processor_time(1), (1_000_000, 10_000));
+        for cpu_milli in [15, 150, 333, 999, 1001, 64_000] {
+            let (period, quota) = processor_time(cpu_milli);
+            let share = u64::try_from(quota * 1000 / period).unwrap();
+            assert!(share.abs_diff(cpu_milli) <= 1, "{cpu_milli}: {quota} in {period}");
+        }
+        assert!(processor_time(u64::MAX).1 > 0);
+    }
 }
