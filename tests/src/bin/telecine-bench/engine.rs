@@ -5,6 +5,8 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use telecine_tests::up::{Up, text};
 
+use crate::floor::Limits;
+
 /// A client of the API.
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -51,16 +53,11 @@ impl Client {
         job["state"].as_str().map(ToOwned::to_owned).context("the job has a state")
     }
 
-    /// Publishes an engine version that needs so many milli-cores and mebibytes.
-    pub(crate) async fn publish(
-        &self,
-        service: &str,
-        launch: Value,
-        cpu_milli: u64,
-        memory_mebibytes: u64,
-    ) -> Result<()> {
+    /// Publishes an engine version whose containers get these limits.
+    pub(crate) async fn publish(&self, service: &str, launch: Value, limits: Limits) -> Result<()> {
+        let memory_bytes = limits.memory_mebibytes << 20;
         let resources = json!({
-            "cpu_milli": cpu_milli, "memory_bytes": memory_mebibytes << 20, "scratch_bytes": 0, "gpus": 0,
+            "cpu_milli": limits.cpu_milli, "memory_bytes": memory_bytes, "scratch_bytes": 0, "gpus": 0,
         });
         let version = json!({
             "version": "1.0.0", "launch": launch, "resources": resources,

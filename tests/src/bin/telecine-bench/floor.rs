@@ -1,4 +1,4 @@
-//! The floor: the same container by the Docker API alone, with the same options that the agent uses.
+//! The floor: the same container by the Docker API alone, with the same options that the agent uses, its limits among them.
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -7,6 +7,13 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
+
+/// What a container may use.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) cpu_milli: u64,
+    pub(crate) memory_mebibytes: u64,
+}
 
 /// One kept connection to the Docker engine.
 pub(crate) struct Docker {
@@ -49,22 +56,21 @@ impl Docker {
     pub(crate) async fn run(
         &mut self,
         image: &str,
-        entry: Option<&str>,
+        limits: Limits,
         arguments: &[String],
         bind: Option<&str>,
     ) -> Result<i64> {
-        let mut options = json!({
+        let memory = limits.memory_mebibytes << 20;
+        let options = json!({
             "Image": image, "Cmd": arguments, "User": "65534:65534",
             "HostConfig": {
                 "NetworkMode": "none", "ReadonlyRootfs": true, "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges"], "PidsLimit": 512, "IpcMode": "none", "Init": true,
+                "NanoCpus": limits.cpu_milli * 1_000_000, "Memory": memory, "MemorySwap": memory,
                 "LogConfig": {"Type": "local"}, "Tmpfs": {"/tmp": "size=67108864,noexec,nosuid,nodev"},
                 "Binds": bind.into_iter().collect::<Vec<_>>(),
             },
         });
-        if let Some(entry) = entry {
-            options["Entrypoint"] = json!([entry]);
-        }
         let created = self.call("POST", "/containers/create", Some(options)).await?;
         let id = created["Id"].as_str().context("Docker names the container")?.to_owned();
         self.call("POST", &format!("/containers/{id}/start"), None).await?;

@@ -9,24 +9,25 @@ use telecine_tests::up::Up;
 
 use crate::engine::{Client, nothing};
 use crate::figures::{Figures, median, percentile};
-use crate::floor::Docker;
+use crate::floor::{Docker, Limits};
 use crate::ready::processor_seconds;
 
 const RUNS: usize = 30;
 const JOBS: usize = 1000;
+const LIMITS: Limits = Limits { cpu_milli: 100, memory_mebibytes: 16 };
 
 /// One container at a time on an idle, warm system, interleaved with the floor.
 pub(crate) async fn one_container_at_a_time(figures: &mut Figures) -> Result<()> {
     let image = image("TELECINE_NOOP_IMAGE").context("TELECINE_NOOP_IMAGE names no image")?;
     let up = Up::start(&[]);
     let client = Client::of(&up);
-    client.publish("noop", json!({"kind": "plain", "image": image}), 100, 16).await?;
+    client.publish("noop", json!({"kind": "plain", "image": image}), LIMITS).await?;
     let mut docker = Docker::connect().await?;
     docker.pull(&image).await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for run in 0..RUNS + 3 {
         let start = Instant::now();
-        ensure!(docker.run(&image, None, &[], None).await? == 0, "the image does nothing");
+        ensure!(docker.run(&image, LIMITS, &[], None).await? == 0, "the image does nothing");
         let bare = start.elapsed();
         let start = Instant::now();
         let job = client.post("/v1/jobs", &nothing("noop")).await?;
@@ -58,7 +59,7 @@ fn spread(series: &[f64]) -> String {
 pub(crate) async fn a_thousand_processes(figures: &mut Figures) -> Result<()> {
     let up = Up::start(&[]);
     let client = Client::of(&up);
-    client.publish("true", json!({"kind": "command", "program": "/bin/true"}), 100, 16).await?;
+    client.publish("true", json!({"kind": "command", "program": "/bin/true"}), LIMITS).await?;
     let before = processor_seconds(&up);
     let start = Instant::now();
     let batch = json!({"jobs": vec![nothing("true"); JOBS]});

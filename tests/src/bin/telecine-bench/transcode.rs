@@ -10,11 +10,11 @@ use telecine_tests::{clip, image};
 
 use crate::engine::Client;
 use crate::figures::{Figures, median};
-use crate::floor::Docker;
+use crate::floor::{Docker, Limits};
 
-const RUNS: usize = 5;
-/// Both sides may use two cores.
-const CPU_MILLI: u64 = 2000;
+const RUNS: usize = 9;
+/// Of both sides.
+const LIMITS: Limits = Limits { cpu_milli: 2000, memory_mebibytes: 1024 };
 
 fn arguments(input: &str, output: &str) -> Vec<String> {
     let all = format!(
@@ -36,7 +36,7 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     std::os::unix::fs::chown(&local, Some(65534), Some(65534))?;
     let launch =
         json!({"kind": "plain", "image": image, "arguments": arguments("{input.source}", "{output.made}")});
-    client.publish("ffmpeg", launch, CPU_MILLI, 1024).await?;
+    client.publish("ffmpeg", launch, LIMITS).await?;
     let mut docker = Docker::connect().await?;
     docker.pull(&image).await?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
@@ -44,7 +44,7 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
         let start = Instant::now();
         let bind = format!("{}:/media", local.display());
         let code =
-            docker.run(&image, None, &arguments("/media/clip.mov", "/media/out.mp4"), Some(&bind)).await?;
+            docker.run(&image, LIMITS, &arguments("/media/clip.mov", "/media/out.mp4"), Some(&bind)).await?;
         ensure!(code == 0, "ffmpeg on local files exits with {code}");
         let bare = start.elapsed().as_secs_f64();
         let body = json!({"service": "ffmpeg", "composition": {
@@ -61,7 +61,7 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     }
     let ratio = median(ours.clone()) / median(floor.clone());
     figures.at_most(
-        "transcode through the mount ÷ the same container on local files (medians of 5)",
+        "transcode through the mount ÷ the same container on local files (medians of 9)",
         ratio,
         1.05,
         "×",
