@@ -278,6 +278,14 @@ pub(crate) fn instance_by_id(instance: InstanceId) -> Key {
     Key::new(format!("instance#{instance}"), "instance")
 }
 
+pub(crate) fn cordons_of(region: &RegionName) -> String {
+    format!("region#{region}#cordons")
+}
+
+pub(crate) fn cordon(region: &RegionName, instance: InstanceId) -> Key {
+    Key::new(cordons_of(region), instance.to_string())
+}
+
 /// Every pool.
 pub(crate) const POOLS: &str = "pools";
 
@@ -382,6 +390,7 @@ mod tests {
             ("region", region(&loc)),
             ("instance", instance(&loc, ins)),
             ("instance by id", instance_by_id(ins)),
+            ("cordon", cordon(&loc, ins)),
             ("pool", pool(&fleet)),
         ];
         let names: [(String, &str); 9] = [

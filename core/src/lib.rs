@@ -12,6 +12,7 @@ pub mod access;
 pub mod accounts;
 pub mod backend;
 pub mod contract;
+pub mod cordon;
 pub mod dispatch;
 pub mod engines;
 pub mod enrolment;
@@ -97,5 +98,6 @@ mod tests {
         can_be_spawned(access::authenticate(backend, "", now));
         can_be_spawned(accounts::ensure_default(backend, region, now));
         can_be_spawned(fleet::regions(backend));
+        can_be_spawned(cordon::of_region(backend, region));
     }
 }
