@@ -82,6 +82,8 @@ pub(crate) fn instance(number: u128, capacity: Resources) -> Instance {
         state: InstanceState::Ready,
         allocated: Resources::ZERO,
         state_since: at(0),
+        notice: None,
+        rebalance: false,
     }
 }
 

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptId;
 use crate::id::{AccountId, Epoch, FactoryId, InstanceId, JobId};
-use crate::instance::{Instance, InstanceProfile, InstanceState};
+use crate::instance::{Instance, InstanceProfile, InstanceState, Notice};
 use crate::job::{Job, JobState};
 use crate::placement::{Policy, Request, Unplaceable, place};
 use crate::resources::Resources;
@@ -211,6 +211,21 @@ pub enum RegionEvent {
         /// Whether it takes no more work.
         draining: bool,
     },
+    /// The cordon that stands for an instance, told before it attaches; with one it takes no new work.
+    Cordon {
+        /// Which instance.
+        instance: InstanceId,
+        /// The number of the cordon; `None` when it was lifted.
+        cordon: Option<u64>,
+    },
+    /// What the provider has announced about an instance, told before it attaches; once its end is announced it takes no
+    /// new work.
+    Noticed {
+        /// Which instance.
+        instance: InstanceId,
+        /// What.
+        notice: Notice,
+    },
     /// The coordinator's stream has ended.
     InstanceDetached(InstanceId),
     /// The attempt's worker was heard.
@@ -270,6 +285,10 @@ pub struct InstanceView<'a> {
     pub free: Resources,
     /// How many attempts its hello named that nobody has vouched for yet.
     pub unknown_attempts: usize,
+    /// The number of the cordon that stands for it.
+    pub cordon: Option<u64>,
+    /// What its provider has announced.
+    pub notice: Notice,
 }
 
 impl InstanceView<'_> {
@@ -280,6 +299,8 @@ impl InstanceView<'_> {
             state: self.state,
             allocated: self.allocated,
             state_since: self.state_since,
+            notice: self.notice.terminate_at,
+            rebalance: self.notice.rebalance,
         }
     }
 }
@@ -372,6 +393,12 @@ impl Region {
                 self.attached(profile, &running, now, &mut actions);
             }
             RegionEvent::ProfileChanged { profile, draining } => self.profile_changed(profile, draining, now),
+            RegionEvent::Cordon { instance, cordon } => {
+                self.signs_changed(instance, now, |signs| signs.cordon = cordon);
+            }
+            RegionEvent::Noticed { instance, notice } => {
+                self.signs_changed(instance, now, |signs| signs.notice = notice);
+            }
             RegionEvent::InstanceDetached(instance) => self.detached(instance, now),
             RegionEvent::Renewed(attempt) => self.renewed(attempt, now),
             RegionEvent::Tick => {}
@@ -396,6 +423,12 @@ impl Region {
     /// One instance.
     pub fn instance(&self, id: InstanceId) -> Option<InstanceView<'_>> {
         self.fleet.slot(id).map(view)
+    }
+
+    /// Whether nothing runs or is about to run on an instance, as far as is known here: no live attempt, no assignment
+    /// in flight, nothing in its hello that nobody has vouched for.
+    pub fn is_idle(&self, id: InstanceId) -> bool {
+        self.fleet.is_idle(id) && self.fleet.slot(id).is_none_or(|slot| slot.unknown.is_empty())
     }
 
     /// The live attempts, by id.
@@ -627,5 +660,7 @@ fn view(slot: &Slot) -> InstanceView<'_> {
         allocated: slot.allocated,
         free: slot.free(),
         unknown_attempts: slot.unknown.len(),
+        cordon: slot.signs.cordon,
+        notice: slot.signs.notice,
     }
 }

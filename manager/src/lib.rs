@@ -9,6 +9,7 @@
 //! when all of this may run, under which term. What it is not: it opens no store and runs no engine.
 
 mod config;
+mod cordons;
 mod dispatch;
 mod endpoint;
 mod enrol;

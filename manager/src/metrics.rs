@@ -123,6 +123,7 @@ impl RegionMetrics {
             InstanceState::Ready => "ready",
             InstanceState::Unhealthy => "unhealthy",
             InstanceState::Draining => "draining",
+            InstanceState::Cordoned => "cordoned",
             InstanceState::Disconnected => "disconnected",
             InstanceState::Lost => "lost",
         };

@@ -133,7 +133,10 @@ async fn describe(state: &ApiState, region: RegionName) -> Result<Region, Proble
 
 fn is_connected(instance: &domain::Instance) -> bool {
     match instance.state {
-        InstanceState::Ready | InstanceState::Unhealthy | InstanceState::Draining => true,
+        InstanceState::Ready
+        | InstanceState::Unhealthy
+        | InstanceState::Draining
+        | InstanceState::Cordoned => true,
         InstanceState::Disconnected | InstanceState::Lost => false,
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::room::{Images, Place, Room, Runtimes};
 use crate::attempt::AttemptId;
 use crate::id::{InstanceId, JobId};
-use crate::instance::{InstanceProfile, InstanceState};
+use crate::instance::{InstanceProfile, InstanceState, Notice};
 use crate::placement::Candidate;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -18,6 +18,20 @@ pub(super) enum Connection {
     Attached,
     Away,
     Lost,
+}
+
+/// What keeps new work from an instance although it is well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Signs {
+    /// The cordon that stands.
+    pub(super) cordon: Option<u64>,
+    pub(super) notice: Notice,
+}
+
+impl Signs {
+    const fn take_no_work(&self) -> bool {
+        self.cordon.is_some() || self.notice.is_final()
+    }
 }
 
 /// What a job holds on an instance.
@@ -33,6 +47,7 @@ pub(super) struct Slot {
     pub(super) profile: InstanceProfile,
     pub(super) connection: Connection,
     pub(super) draining: bool,
+    pub(super) signs: Signs,
     runtimes: Runtimes,
     images: Images,
     held: Vec<Holding>,
@@ -54,6 +69,7 @@ impl Slot {
             Connection::Away => InstanceState::Disconnected,
             Connection::Attached if self.draining => InstanceState::Draining,
             Connection::Attached if !self.profile.problems.is_empty() => InstanceState::Unhealthy,
+            Connection::Attached if self.signs.take_no_work() => InstanceState::Cordoned,
             Connection::Attached => InstanceState::Ready,
         }
     }
@@ -93,6 +109,8 @@ pub(super) struct Fleet {
     vacant: Vec<u32>,
     /// On which instances each attempt is one that nobody has vouched for.
     unknown: BTreeMap<AttemptId, BTreeSet<InstanceId>>,
+    /// Of known instances and of those about to attach; what is not there is nothing.
+    signs: BTreeMap<InstanceId, Signs>,
     /// What jobs hold on instances that are not known (yet).
     elsewhere: BTreeMap<InstanceId, Vec<Holding>>,
     room: Room,
@@ -173,6 +191,7 @@ impl Fleet {
             None => self.elsewhere.remove(&id).unwrap_or_default(),
         };
         let mut slot = Slot {
+            signs: self.signs.get(&id).copied().unwrap_or_default(),
             runtimes: Runtimes::of(&profile.runtimes),
             images: self.numbered(&profile.cached_images),
             profile,
@@ -254,9 +273,29 @@ impl Fleet {
         true
     }
 
+    /// What is known of an instance's cordon and notice becomes another. Says whether it did.
+    pub(super) fn change_signs(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        change: impl FnOnce(&mut Signs),
+    ) -> bool {
+        let before = self.signs.get(&id).copied().unwrap_or_default();
+        let mut signs = before;
+        change(&mut signs);
+        if signs == Signs::default() {
+            self.signs.remove(&id);
+        } else {
+            self.signs.insert(id, signs);
+        }
+        self.change(id, now, |slot| slot.signs = signs);
+        signs != before
+    }
+
     /// Forgets an instance on which nothing is held.
     pub(super) fn remove(&mut self, id: InstanceId) {
         self.forget_unknown(id);
+        self.signs.remove(&id);
         if let Some(row) = self.rows.remove(&id) {
             self.uncount(row);
             self.slots[row as usize] = None;
