@@ -4,6 +4,7 @@ use telecine_core::access::AccessError;
 use telecine_core::engines::EnginesError;
 use telecine_core::idempotency::IdempotencyError;
 use telecine_core::jobs::{EditError, LookupError};
+use telecine_core::ports::instances::InstancesError;
 use telecine_core::ports::keys::KeysError;
 use telecine_core::ports::table::TableError;
 use telecine_core::problem::Problem as Finding;
@@ -55,6 +56,21 @@ impl From<RecordError> for Problem {
                 Self::unavailable("the records are out of reach just now; try again")
             }
             _ => Self::internal(&error),
+        }
+    }
+}
+
+impl From<InstancesError> for Problem {
+    fn from(error: InstancesError) -> Self {
+        match error {
+            InstancesError::NoSuchPool(_)
+            | InstancesError::NoCapacity { .. }
+            | InstancesError::NoSuchInstance { .. }
+            | InstancesError::NotSupported(_) => Self::new(Code::IllegalState, error.to_string()),
+            InstancesError::Unavailable(_) => {
+                tracing::warn!(%error, "the instance provider is out of reach");
+                Self::unavailable("the provider of instances is out of reach just now; try again")
+            }
         }
     }
 }

@@ -81,6 +81,7 @@ fn operations() -> (Router<ApiState>, Value) {
         .routes(routes!(engines::withdraw))
         .routes(routes!(fleet::instances))
         .routes(routes!(fleet::instance))
+        .routes(routes!(fleet::interrupt))
         .routes(routes!(fleet::regions))
         .routes(routes!(fleet::region))
         .routes(routes!(pools::list))

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use reqwest::Method;
-use telecine_api::view::place::Instance;
+use telecine_api::view::place::{Instance, InterruptInstance};
 use telecine_domain::resources::Resources;
 
 use crate::cli::Global;
@@ -33,6 +33,15 @@ pub(crate) enum Command {
         /// Its id
         instance: String,
     },
+    /// Have the provider take an instance away, as a spot market does: announced now, done after a while
+    #[command(after_help = "Examples:\n  telecine instances interrupt ins_01kaj... --in 120")]
+    Interrupt {
+        /// Its id
+        instance: String,
+        /// Seconds until it is gone, whatever runs there
+        #[arg(long = "in", value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+        in_seconds: u32,
+    },
 }
 
 /// Does it.
@@ -51,6 +60,13 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
             let instance: Instance = client.get(Call::new(Method::GET, &["instances", &instance])).await?;
             global.output.print(&instance, one)
         }
+        Command::Interrupt { instance, in_seconds } => {
+            let call = Call::new(Method::POST, &["instances", &instance, "interrupt"]);
+            let instance: Instance = client.json(call.json(&InterruptInstance { in_seconds })?).await?;
+            global.output.print(&instance, |instance| {
+                format!("{} ({}) will be taken away in {in_seconds} s", instance.id, instance.host)
+            })
+        }
     }
 }
 
@@ -63,7 +79,7 @@ fn table(instances: &[Instance]) -> String {
                 instance.region.clone(),
                 instance.pool.clone(),
                 instance.host.clone(),
-                state(instance),
+                standing(instance),
                 Resources::from(instance.capacity).to_string(),
                 Resources::from(instance.allocated).to_string(),
             ]
@@ -92,10 +108,25 @@ fn one(instance: &Instance) -> String {
         ),
         ("images", instance.cached_images.len().to_string()),
     ]);
+    if let Some(at) = instance.notice {
+        text += &format!("\nnotice   its provider takes it away at {}", time(at));
+    }
+    if instance.rebalance {
+        text += "\nhint     its provider may soon take it away";
+    }
     for problem in &instance.problems {
         text += &format!("\nproblem  {}: {}", problem.gate, problem.message);
     }
     text
+}
+
+/// The state, and in a table what was announced.
+fn standing(instance: &Instance) -> String {
+    match instance.notice {
+        Some(at) => format!("{} (ends {})", state(instance), time(at)),
+        None if instance.rebalance => format!("{} (may end)", state(instance)),
+        None => state(instance),
+    }
 }
 
 fn state(instance: &Instance) -> String {

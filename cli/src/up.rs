@@ -106,12 +106,14 @@ async fn open(
 ) -> Result<Embedded, Failure> {
     let program =
         std::env::current_exe().map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))?;
-    let local = |pool: &Pool| LocalPool {
-        name: pool.name.clone(),
-        most: pool.max,
-        boot: Duration::from_secs(pool.boot_seconds.into()),
+    let local = |planned: &Planned| LocalPool {
+        name: planned.pool.name.clone(),
+        most: planned.pool.max,
+        capacity: planned.capacity,
+        boot: Duration::from_secs(planned.pool.boot_seconds.into()),
+        program: planned.agent.clone(),
     };
-    let pools = pools.iter().map(|planned| local(&planned.pool)).collect();
+    let pools = pools.iter().map(local).collect();
     let settings = EmbeddedConfig {
         folder: data.to_owned(),
         pools,

@@ -3,7 +3,7 @@
 //! An instance of a declared pool claims the slice of the machine that is the pool's shape, and begins with `min`
 //! instances. Without any, each region has a pool named after it whose `instances` share the machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use telecine_agent::config::CapacityConfig;
@@ -49,6 +49,10 @@ pub(super) struct PoolConfig {
     pub min: u32,
     /// Most instances.
     pub max: u32,
+    /// How many there are to be had, as a provider may have fewer than are wanted; `max` unless given.
+    pub capacity: Option<u32>,
+    /// The program that is started as an instance, as a machine's image is; this one unless given.
+    pub agent: Option<PathBuf>,
 }
 
 fn on_demand() -> Market {
@@ -89,6 +93,24 @@ impl PoolConfig {
             None => Ok(pool),
         }
     }
+
+    /// The program of its instances.
+    ///
+    /// # Errors
+    /// When it is none, for people.
+    fn agent(&self) -> Result<Option<PathBuf>, String> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let Some(program) = &self.agent else { return Ok(None) };
+        let named = |problem: &str| format!("`agent` is {}: {problem}", program.display());
+        if !program.is_absolute() {
+            return Err(named("an absolute path is needed"));
+        }
+        let found = std::fs::metadata(program).map_err(|problem| named(&problem.to_string()))?;
+        if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
+            return Err(named("that is no program"));
+        }
+        Ok(Some(program.clone()))
+    }
 }
 
 /// A pool of this machine, and how its agents are started.
@@ -100,6 +122,10 @@ pub(super) struct Planned {
     pub slice: CapacityConfig,
     /// Instances at start.
     pub start: u32,
+    /// How many there are to be had.
+    pub capacity: u32,
+    /// The program of its instances; this one when absent.
+    pub agent: Option<PathBuf>,
 }
 
 /// The declared pools.
@@ -132,7 +158,9 @@ pub(super) fn declared(
             scratch_bytes: (shape.scratch_bytes > 0).then_some(shape.scratch_bytes),
             gpus: Some(shape.gpus),
         };
-        planned.push(Planned { start: pool.min, pool, slice });
+        let agent = config.agent().map_err(named)?;
+        let capacity = config.capacity.unwrap_or(pool.max);
+        planned.push(Planned { start: pool.min, pool, slice, capacity, agent });
     }
     Ok(planned)
 }
@@ -153,7 +181,7 @@ pub(super) fn shared(regions: &[RegionName], count: u32, given: CapacityConfig, 
             min: count,
             max: count,
         };
-        Planned { pool, slice, start: count }
+        Planned { pool, slice, start: count, capacity: count, agent: None }
     };
     regions.iter().map(planned).collect()
 }
@@ -240,6 +268,9 @@ mod tests {
         assert_eq!((pool.region.as_str(), found[0].start, found[1].start), ("north", 2, 0));
         assert_eq!((found[0].slice.cpu_milli, found[0].slice.gpus), (Some(100), Some(0)));
         assert_eq!(found[1].pool.region.as_str(), "south", "the first one");
+        assert_eq!((found[1].capacity, &found[1].agent), (4, &None));
+        let scarce = planned(&[&format!("{GOOD}capacity = 0\nagent = \"/bin/sh\"\n")]).unwrap();
+        assert_eq!((scarce[0].capacity, scarce[0].agent.as_deref()), (0, Some(Path::new("/bin/sh"))));
     }
 
     #[test]
@@ -258,6 +289,11 @@ mod tests {
             (format!("{GOOD}market = \"flea\"\n"), "flea"),
             (format!("{GOOD}colour = 1\n"), "colour"),
             (format!("{GOOD}gpus = 999\n"), "GPUs"),
+            (format!("{GOOD}capacity = -1\n"), "capacity"),
+            (format!("{GOOD}agent = \"agent\"\n"), "absolute"),
+            (format!("{GOOD}agent = \"/nonexistent\"\n"), "/nonexistent"),
+            (format!("{GOOD}agent = \"/tmp\"\n"), "no program"),
+            (format!("{GOOD}agent = \"/etc/passwd\"\n"), "no program"),
         ] {
             let problem = planned(&[&text]).unwrap_err();
             assert!(problem.contains(named), "{named} is not named in: {problem}");
