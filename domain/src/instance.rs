@@ -103,6 +103,15 @@ pub struct Instance {
     pub allocated: Resources,
     /// Since when it is in that state.
     pub state_since: Timestamp,
+    /// How many attempts it holds, assignments in flight included.
+    #[serde(default)]
+    pub leases: u32,
+    /// Since when it holds none; meaningless while it holds some.
+    #[serde(default)]
+    pub idle_since: Timestamp,
+    /// When the last of what it holds is expected to end; `None` when it holds nothing.
+    #[serde(default)]
+    pub expected_end: Option<Timestamp>,
     /// When its provider takes it away, if that was announced.
     #[serde(default)]
     pub notice: Option<Timestamp>,

@@ -39,6 +39,8 @@ impl Signs {
 pub(super) struct Holding {
     pub(super) job: JobId,
     pub(super) resources: Resources,
+    /// When it is expected to end.
+    pub(super) until: Timestamp,
 }
 
 /// An instance with its ledger.
@@ -60,9 +62,21 @@ pub(super) struct Slot {
     /// Refusals since it last began an attempt: each makes the next pause longer.
     pub(super) refusals: u32,
     pub(super) state_since: Timestamp,
+    /// Since when nothing is held; meaningless while something is.
+    pub(super) idle_since: Timestamp,
 }
 
 impl Slot {
+    /// What runs there or is about to, known and unknown.
+    pub(super) fn leases(&self) -> u32 {
+        u32::try_from(self.held.len() + self.unknown.len()).unwrap_or(u32::MAX)
+    }
+
+    /// When the last of what is held is expected to end.
+    pub(super) fn expected_end(&self) -> Option<Timestamp> {
+        self.held.iter().map(|holding| holding.until).max()
+    }
+
     pub(super) fn state(&self) -> InstanceState {
         match self.connection {
             Connection::Lost => InstanceState::Lost,
@@ -203,6 +217,7 @@ impl Fleet {
             withheld: Resources::ZERO,
             refusals: 0,
             state_since: now,
+            idle_since: now,
         };
         match self.row(id) {
             Some(row) => {
@@ -210,6 +225,7 @@ impl Fleet {
                 if self.in_row(row).state() == slot.state() {
                     slot.state_since = self.in_row(row).state_since;
                 }
+                slot.idle_since = self.in_row(row).idle_since;
                 *self.slot_mut(row) = slot;
                 self.count(row);
             }
@@ -304,8 +320,7 @@ impl Fleet {
         }
     }
 
-    pub(super) fn allocate(&mut self, id: InstanceId, job: JobId, resources: &Resources) {
-        let holding = Holding { job, resources: *resources };
+    pub(super) fn allocate(&mut self, id: InstanceId, holding: Holding) {
         match self.row(id) {
             Some(row) => self.change_held(row, |held| held.push(holding)),
             None => self.elsewhere.entry(id).or_default().push(holding),
@@ -313,9 +328,10 @@ impl Fleet {
     }
 
     /// Takes back what a job held.
-    pub(super) fn release(&mut self, id: InstanceId, job: JobId) {
+    pub(super) fn release(&mut self, id: InstanceId, job: JobId, now: Timestamp) {
         if let Some(row) = self.row(id) {
             self.change_held(row, |held| give_back(held, job));
+            self.slot_mut(row).idle_since = now;
         } else if let Some(held) = self.elsewhere.get_mut(&id) {
             give_back(held, job);
             if held.is_empty() {
