@@ -286,6 +286,56 @@ pub(crate) fn cordon(region: &RegionName, instance: InstanceId) -> Key {
     Key::new(cordons_of(region), instance.to_string())
 }
 
+/// The books of a region's autoscaler.
+pub(crate) fn scaling(region: &RegionName) -> Key {
+    Key::new(format!("region#{region}"), "scaling")
+}
+
+pub(crate) fn launches_of(region: &RegionName) -> String {
+    format!("region#{region}#launches")
+}
+
+pub(crate) fn launch(region: &RegionName, decision: u64, index: u32) -> Key {
+    Key::new(launches_of(region), format!("{decision:010}#{index:010}"))
+}
+
+pub(crate) fn bought_of(region: &RegionName) -> String {
+    format!("region#{region}#bought")
+}
+
+pub(crate) fn bought(region: &RegionName, instance: InstanceId) -> Key {
+    Key::new(bought_of(region), instance.to_string())
+}
+
+/// What waits in a region: the head of the last observation.
+pub(crate) fn observation(region: &RegionName) -> Key {
+    Key::new(format!("region#{region}#observation"), "head")
+}
+
+/// What the chunks of one observation, by term and sequence, begin with.
+pub(crate) fn observation_chunks((term, sequence): (u64, u64)) -> String {
+    format!("chunk#{term:010}#{sequence:010}#")
+}
+
+pub(crate) fn observation_chunk(region: &RegionName, number: (u64, u64), index: u32) -> Key {
+    Key::new(observation(region).partition, format!("{}{index:010}", observation_chunks(number)))
+}
+
+pub(crate) fn decisions_of(region: &RegionName) -> String {
+    format!("region#{region}#decisions")
+}
+
+pub(crate) fn decision(region: &RegionName, number: u64) -> Key {
+    Key::new(decisions_of(region), format!("{number:010}"))
+}
+
+/// The decisions of every region, by time.
+pub(crate) const DECISIONS: &str = "decisions";
+
+pub(crate) fn decision_by_time(region: &RegionName, number: u64, at: Timestamp) -> Key {
+    Key::new(DECISIONS, moment(at, &format!("{region}#{number:010}")))
+}
+
 /// Every pool.
 pub(crate) const POOLS: &str = "pools";
 
@@ -391,6 +441,13 @@ mod tests {
             ("instance", instance(&loc, ins)),
             ("instance by id", instance_by_id(ins)),
             ("cordon", cordon(&loc, ins)),
+            ("scaling books", scaling(&loc)),
+            ("launch", launch(&loc, 7, 7)),
+            ("bought instance", bought(&loc, ins)),
+            ("observation", observation(&loc)),
+            ("observation chunk", observation_chunk(&loc, (7, 7), 7)),
+            ("scaling decision", decision(&loc, 7)),
+            ("decisions by time", Key::new(DECISIONS, moment(Timestamp::from_millis(1), "x"))),
             ("pool", pool(&fleet)),
         ];
         let names: [(String, &str); 9] = [
