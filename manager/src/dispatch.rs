@@ -13,7 +13,7 @@ use std::time::Duration;
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::InstanceId;
 use telecine_domain::instance::{InstanceProfile, Notice};
-use telecine_domain::region::{Action, Region, RegionEvent};
+use telecine_domain::region::{Action, Region, RegionConfig, RegionEvent};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
@@ -36,7 +36,10 @@ const BOOKKEEPING: Duration = Duration::from_secs(1);
 
 /// Runs until the leadership is over.
 pub(crate) async fn run(lead: Arc<Lead>, commands: mpsc::Receiver<Command>) {
-    let config = lead.config.scheduling.region(lead.config.lease);
+    let config = RegionConfig {
+        expected_run: lead.config.autoscaling.expected_run(),
+        ..lead.config.scheduling.region(lead.config.lease)
+    };
     let dispatcher = Dispatcher {
         region: Region::new(config),
         condemned: BTreeSet::new(),
@@ -111,6 +114,9 @@ impl Dispatcher {
                 }
                 // A session that ended meanwhile needs no answer.
                 let _ended = answer.send(live);
+            }
+            Command::Waiting(answer) => {
+                let _ended = answer.send(self.region.waiting());
             }
             Command::Survey(answer) => {
                 let queued = self.region.queued().collect();

@@ -14,6 +14,7 @@ use telecine_core::dispatch;
 use telecine_core::record::RecordError;
 use telecine_core::update::ChangeError;
 use telecine_domain::attempt::AttemptId;
+use telecine_domain::autoscale::Waiting;
 use telecine_domain::id::{InstanceId, JobId, RegionName, Term};
 use telecine_domain::instance::{InstanceProfile, Notice};
 use telecine_domain::job::{Job, JobState};
@@ -80,6 +81,8 @@ pub(crate) enum Command {
     },
     /// What is known of jobs?
     Survey(oneshot::Sender<Survey>),
+    /// What waits, and may be placed now?
+    Waiting(oneshot::Sender<Vec<Waiting>>),
 }
 
 /// The jobs the region knows.
@@ -197,6 +200,13 @@ impl Lead {
         let (answer, survey) = oneshot::channel();
         self.command(Command::Survey(answer)).await;
         survey.await.ok()
+    }
+
+    /// What waits, and may be placed now; `None` when the leadership is over.
+    pub(crate) async fn waiting(&self) -> Option<Vec<Waiting>> {
+        let (answer, waiting) = oneshot::channel();
+        self.command(Command::Waiting(answer)).await;
+        waiting.await.ok()
     }
 
     /// Tells everybody here what a job is, as recorded.

@@ -130,6 +130,23 @@ impl RegionMetrics {
         gauge!("telecine_instances", "region" => self.label(), "state" => state).set(as_float(count));
     }
 
+    /// A tick of the autoscaler came to an end.
+    pub(crate) fn ticked(&self, outcome: &'static str) {
+        counter!("telecine_autoscaling_ticks_total", "region" => self.label(), "outcome" => outcome)
+            .increment(1);
+    }
+
+    /// Instances were asked for, and given or not.
+    pub(crate) fn launches(&self, outcome: &'static str, instances: u32) {
+        counter!("telecine_launches_total", "region" => self.label(), "outcome" => outcome)
+            .increment(u64::from(instances));
+    }
+
+    /// Instances are gone for good.
+    pub(crate) fn retirements(&self, instances: u32) {
+        counter!("telecine_retirements_total", "region" => self.label()).increment(u64::from(instances));
+    }
+
     /// Allocated of capacity, of the scarcest resource, in thousandths.
     pub(crate) fn occupancy(&self, thousandths: u32) {
         gauge!("telecine_occupancy_ratio", "region" => self.label()).set(f64::from(thousandths) / 1000.0);
