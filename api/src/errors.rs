@@ -1,6 +1,8 @@
 //! Core's errors as problems: one place that decides what a caller is told.
 
 use telecine_core::access::AccessError;
+use telecine_core::cordon::CordonError;
+use telecine_core::drain::DrainError;
 use telecine_core::engines::EnginesError;
 use telecine_core::idempotency::IdempotencyError;
 use telecine_core::jobs::{EditError, LookupError};
@@ -96,6 +98,18 @@ impl From<ChangeError> for Problem {
             ChangeError::Outdated { version, .. } => crate::etag::mismatch(version),
             ChangeError::NotFound(job) => Self::not_found("job", &job.to_string()),
             ChangeError::Record(error) => error.into(),
+        }
+    }
+}
+
+impl From<DrainError> for Problem {
+    fn from(error: DrainError) -> Self {
+        match error {
+            DrainError::NotFound(instance) => Self::not_found("instance", &instance.to_string()),
+            DrainError::Cordon(error @ CordonError::Terminating { .. }) => {
+                Self::new(Code::IllegalState, error.to_string())
+            }
+            DrainError::Cordon(CordonError::Record(error)) => error.into(),
         }
     }
 }

@@ -1,12 +1,13 @@
-//! `telecine instances`: the instances and what they hold.
+//! `telecine instances`: the instances and what they hold, and drains by hand.
 
 use clap::Subcommand;
 use reqwest::Method;
 use telecine_api::view::place::{Instance, InterruptInstance};
+use telecine_api::view::scaling::Cordon;
 use telecine_domain::resources::Resources;
 
 use crate::cli::Global;
-use crate::client::Call;
+use crate::client::{Call, Client};
 use crate::connection;
 use crate::failure::Failure;
 use crate::output::{self, fields, time};
@@ -42,6 +43,20 @@ pub(crate) enum Command {
         #[arg(long = "in", value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(0..=86_400))]
         in_seconds: u32,
     },
+    /// Let an instance take no new work; what it has goes on, and it stays until you say otherwise
+    #[command(
+        after_help = "Examples:\n  telecine instances drain ins_01kaj...\n  telecine instances drain ins_01kaj... -o json"
+    )]
+    Drain {
+        /// Its id
+        instance: String,
+    },
+    /// Let an instance take work again, whoever drained it
+    #[command(after_help = "Examples:\n  telecine instances undrain ins_01kaj...")]
+    Undrain {
+        /// Its id
+        instance: String,
+    },
 }
 
 /// Does it.
@@ -67,7 +82,22 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
                 format!("{} ({}) will be taken away in {in_seconds} s", instance.id, instance.host)
             })
         }
+        Command::Drain { instance } => cordon(&client, global, &instance, "drain").await,
+        Command::Undrain { instance } => cordon(&client, global, &instance, "undrain").await,
     }
+}
+
+async fn cordon(client: &Client, global: &Global, instance: &str, action: &str) -> Result<(), Failure> {
+    let cordon: Cordon = client.json(Call::new(Method::POST, &["instances", instance, action])).await?;
+    global.output.print(&cordon, |cordon| {
+        fields([
+            ("instance", cordon.instance_id.to_string()),
+            ("region", cordon.region.clone()),
+            ("cordon", cordon.number.to_string()),
+            ("state", cordon.state.clone()),
+            ("since", cordon.at.map(time).unwrap_or_default()),
+        ])
+    })
 }
 
 fn table(instances: &[Instance]) -> String {

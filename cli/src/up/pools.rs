@@ -1,7 +1,7 @@
 //! The pools of this machine: what `telecine.toml` declares under `[[pools]]`, or one for each region.
 //!
-//! An instance of a declared pool claims the slice of the machine that is the pool's shape, and begins with `min`
-//! instances. Without any, each region has a pool named after it whose `instances` share the machine.
+//! An instance of a declared pool claims the slice of the machine that is the pool's shape; the autoscaler launches and
+//! retires them. Without any, each region has a pool named after it whose `instances` share the machine.
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,7 @@ pub(super) struct PoolConfig {
     /// How long an instance is made to take to boot, in seconds.
     #[serde(default)]
     pub boot_seconds: u32,
-    /// Fewest instances; they are started at once.
+    /// Fewest instances.
     #[serde(default)]
     pub min: u32,
     /// Most instances.
@@ -120,7 +120,7 @@ pub(super) struct Planned {
     pub pool: Pool,
     /// The slice of the machine that each of its agents claims; what is unset is detected.
     pub slice: CapacityConfig,
-    /// Instances at start.
+    /// Instances at start, of a pool that is not scaled.
     pub start: u32,
     /// How many there are to be had.
     pub capacity: u32,
@@ -128,13 +128,14 @@ pub(super) struct Planned {
     pub agent: Option<PathBuf>,
 }
 
-/// The declared pools.
+/// The declared pools; `scaled` ones begin with nothing, others with their fewest.
 ///
 /// # Errors
 /// The first pool that cannot be, by its number or name.
 pub(super) fn declared(
     pools: &[PoolConfig],
     regions: &[RegionName],
+    scaled: bool,
     data: &Path,
 ) -> Result<Vec<Planned>, String> {
     if pools.len() > MAX_POOLS {
@@ -160,7 +161,8 @@ pub(super) fn declared(
         };
         let agent = config.agent().map_err(named)?;
         let capacity = config.capacity.unwrap_or(pool.max);
-        planned.push(Planned { start: pool.min, pool, slice, capacity, agent });
+        let start = if scaled { 0 } else { pool.min };
+        planned.push(Planned { start, pool, slice, capacity, agent });
     }
     Ok(planned)
 }
@@ -256,7 +258,7 @@ mod tests {
             .iter()
             .map(|text| toml::from_str(text).map_err(|error| error.to_string()))
             .collect::<Result<_, _>>()?;
-        declared(&pools, &regions(), Path::new("/tmp"))
+        declared(&pools, &regions(), false, Path::new("/tmp"))
     }
 
     #[test]
@@ -271,6 +273,9 @@ mod tests {
         assert_eq!((found[1].capacity, &found[1].agent), (4, &None));
         let scarce = planned(&[&format!("{GOOD}capacity = 0\nagent = \"/bin/sh\"\n")]).unwrap();
         assert_eq!((scarce[0].capacity, scarce[0].agent.as_deref()), (0, Some(Path::new("/bin/sh"))));
+        let pool: PoolConfig = toml::from_str(&format!("{GOOD}min = 2\n")).unwrap();
+        let scaled = declared(&[pool], &regions(), true, Path::new("/tmp")).unwrap();
+        assert_eq!((scaled[0].start, scaled[0].pool.min), (0, 2), "the autoscaler launches them");
     }
 
     #[test]
