@@ -106,7 +106,7 @@ impl fmt::Display for Reason {
                 write!(f, "instances of pool {pool} do not boot; none is bought before {until}")
             }
             Self::PoolInvalid { pool, problem } => write!(f, "pool {pool} is not used: {problem}"),
-            Self::Kept { instance, because } => write!(f, "{instance} stays: {because}"),
+            Self::Kept { because, .. } => write!(f, "stays: {because}"),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::fixture::{at, cores, instance_id, job, job_id, profile};
 use crate::id::AttemptNumber;
 
 mod model;
+mod observe;
 mod order;
 
 fn region() -> Region {
