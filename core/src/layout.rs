@@ -388,6 +388,25 @@ mod tests {
         make(Timestamp::from_millis(1), 1)
     }
 
+    /// Of regions, instances and pools.
+    fn places_of_regions(loc: &RegionName, ins: InstanceId, fleet: &PoolName) -> Vec<(&'static str, Key)> {
+        vec![
+            ("leader", leader(loc)),
+            ("region", region(loc)),
+            ("instance", instance(loc, ins)),
+            ("instance by id", instance_by_id(ins)),
+            ("cordon", cordon(loc, ins)),
+            ("scaling books", scaling(loc)),
+            ("launch", launch(loc, 7, 7)),
+            ("bought instance", bought(loc, ins)),
+            ("observation", observation(loc)),
+            ("observation chunk", observation_chunk(loc, (7, 7), 7)),
+            ("scaling decision", decision(loc, 7)),
+            ("decisions by time", Key::new(DECISIONS, moment(Timestamp::from_millis(1), "x"))),
+            ("pool", pool(fleet)),
+        ]
+    }
+
     /// Every key that is built, with what varies in angle brackets: `(what, partition, sort)`.
     fn places() -> Vec<(&'static str, String, String)> {
         let (acc, jid, sto, fac) = (id(AccountId::new), id(JobId::new), id(StoreId::new), id(FactoryId::new));
@@ -436,20 +455,8 @@ mod tests {
             ("arrivals by time", Key::new(arrivals_of(acc), at.clone())),
             ("unmatched by time", Key::new(unmatched_of(acc), at)),
             ("produced output", produced(sto, "x")),
-            ("leader", leader(&loc)),
-            ("region", region(&loc)),
-            ("instance", instance(&loc, ins)),
-            ("instance by id", instance_by_id(ins)),
-            ("cordon", cordon(&loc, ins)),
-            ("scaling books", scaling(&loc)),
-            ("launch", launch(&loc, 7, 7)),
-            ("bought instance", bought(&loc, ins)),
-            ("observation", observation(&loc)),
-            ("observation chunk", observation_chunk(&loc, (7, 7), 7)),
-            ("scaling decision", decision(&loc, 7)),
-            ("decisions by time", Key::new(DECISIONS, moment(Timestamp::from_millis(1), "x"))),
-            ("pool", pool(&fleet)),
         ];
+        let keys = keys.into_iter().chain(places_of_regions(&loc, ins, &fleet));
         let names: [(String, &str); 9] = [
             (acc.to_string(), "<account>"),
             (jid.to_string(), "<job>"),
@@ -470,7 +477,7 @@ mod tests {
                 Some(_) | None => part,
             }
         };
-        keys.into_iter().map(|(what, key)| (what, named(&key.partition), named(&key.sort))).collect()
+        keys.map(|(what, key)| (what, named(&key.partition), named(&key.sort))).collect()
     }
 
     #[test]

@@ -70,7 +70,7 @@ enum Answer {
 }
 
 impl Act<'_> {
-    fn problem(&mut self, problem: impl ToString) {
+    fn problem(&mut self, problem: &impl ToString) {
         self.ticked.problems.push(problem.to_string());
     }
 
@@ -79,15 +79,15 @@ impl Act<'_> {
         let answer = match tokio::time::timeout(ANSWER, asked).await {
             Ok(Ok(())) => Answer::Asked,
             Ok(Err(error @ (InstancesError::NoCapacity { .. } | InstancesError::NoSuchPool(_)))) => {
-                self.problem(error);
+                self.problem(&error);
                 Answer::Refused
             }
             Ok(Err(error @ InstancesError::Unavailable(_))) => {
-                self.problem(error);
+                self.problem(&error);
                 Answer::Unknown
             }
             Err(_) => {
-                self.problem(format!(
+                self.problem(&format!(
                     "the provider did not answer to a launch in pool {} in time",
                     launch.pool
                 ));
@@ -100,7 +100,7 @@ impl Act<'_> {
         }
         if let Err(error) = self.note(&launch, &answer).await {
             // It stays reserved: nobody launches for the same work until it is known that nothing came of it.
-            self.problem(format!("what came of a launch in pool {} was not recorded: {error}", launch.pool));
+            self.problem(&format!("what came of a launch in pool {} was not recorded: {error}", launch.pool));
         }
     }
 
@@ -144,7 +144,7 @@ impl Act<'_> {
             };
             match done {
                 Ok(Outcome::Done | Outcome::Stale) | Err(CordonError::Terminating { .. }) => {}
-                Err(CordonError::Record(error)) => self.problem(error),
+                Err(CordonError::Record(error)) => self.problem(&error),
             }
         }
     }
@@ -169,7 +169,7 @@ impl Act<'_> {
             .collect();
         for (instance, pool, at) in failed {
             if let Err(error) = self.cordon_failed(instance).await {
-                self.problem(error);
+                self.problem(&error);
             } else if at.after(SETTLED) <= self.now {
                 self.end(&pool, instance).await;
             }
@@ -210,12 +210,12 @@ impl Act<'_> {
     /// First its certificate, so that nothing opens for it any more; then the instance itself.
     async fn end(&mut self, pool: &PoolName, instance: InstanceId) {
         if let Err(error) = enrolment::retire(self.backend, instance, self.now).await {
-            return self.problem(error);
+            return self.problem(&error);
         }
         match tokio::time::timeout(ANSWER, self.backend.instances.retire(pool, instance)).await {
             Ok(Ok(())) => self.ticked.retired += 1,
-            Ok(Err(error)) => self.problem(error),
-            Err(_) => self.problem(format!("the provider did not answer to the end of {instance} in time")),
+            Ok(Err(error)) => self.problem(&error),
+            Err(_) => self.problem(&format!("the provider did not answer to the end of {instance} in time")),
         }
     }
 
@@ -233,12 +233,12 @@ impl Act<'_> {
         for instance in gone {
             match self.forget(instance).await {
                 Ok(()) => self.ticked.forgotten += 1,
-                Err(error) => self.problem(error),
+                Err(error) => self.problem(&error),
             }
         }
         for instance in echoes {
             if let Err(error) = self.forget_echo(instance).await {
-                self.problem(error);
+                self.problem(&error);
             }
         }
     }
@@ -277,7 +277,7 @@ impl Act<'_> {
         }
         let forgotten = super::decisions::forget_old(self.backend, &self.world.region, self.now).await;
         if let Err(error) = forgotten {
-            self.problem(error);
+            self.problem(&error);
         }
     }
 }

@@ -94,7 +94,8 @@ pub(super) async fn recording(
     };
     let mut row = record::row(key, 1, &value)?;
     row.index1 = Some(layout::decision_by_time(region, number, decision.at));
-    Ok(record::put(row, Condition::Absent))
+    // The books alone decide whose number it is.
+    Ok(record::put(row, Condition::Any))
 }
 
 /// The decisions of a region, or of all, newest first.

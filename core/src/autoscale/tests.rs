@@ -69,10 +69,11 @@ impl Sky {
         Self { clock, backend, table, cloud, settings, observed: 0, jobs: 0 }
     }
 
-    /// The same with a cap on instances.
+    /// The same with a cap on instances, after a first tick: there are books.
     async fn capped(instances: u32) -> Self {
         let mut sky = Self::new().await;
         sky.settings.policy.caps = Caps { instances: Some(instances), ..Caps::default() };
+        sky.tick().await;
         sky
     }
 
