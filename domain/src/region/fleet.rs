@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::room::{Images, Place, Room, Runtimes};
 use crate::attempt::AttemptId;
 use crate::id::{InstanceId, JobId};
-use crate::instance::{InstanceProfile, InstanceState};
+use crate::instance::{InstanceProfile, InstanceState, Notice};
 use crate::placement::Candidate;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -20,11 +20,27 @@ pub(super) enum Connection {
     Lost,
 }
 
+/// What keeps new work from an instance although it is well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Signs {
+    /// The cordon that stands.
+    pub(super) cordon: Option<u64>,
+    pub(super) notice: Notice,
+}
+
+impl Signs {
+    const fn take_no_work(&self) -> bool {
+        self.cordon.is_some() || self.notice.is_final()
+    }
+}
+
 /// What a job holds on an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Holding {
     pub(super) job: JobId,
     pub(super) resources: Resources,
+    /// When it is expected to end.
+    pub(super) until: Timestamp,
 }
 
 /// An instance with its ledger.
@@ -33,6 +49,7 @@ pub(super) struct Slot {
     pub(super) profile: InstanceProfile,
     pub(super) connection: Connection,
     pub(super) draining: bool,
+    pub(super) signs: Signs,
     runtimes: Runtimes,
     images: Images,
     held: Vec<Holding>,
@@ -45,15 +62,28 @@ pub(super) struct Slot {
     /// Refusals since it last began an attempt: each makes the next pause longer.
     pub(super) refusals: u32,
     pub(super) state_since: Timestamp,
+    /// Since when nothing is held; meaningless while something is.
+    pub(super) idle_since: Timestamp,
 }
 
 impl Slot {
+    /// What runs there or is about to, known and unknown.
+    pub(super) fn leases(&self) -> u32 {
+        u32::try_from(self.held.len() + self.unknown.len()).unwrap_or(u32::MAX)
+    }
+
+    /// When the last of what is held is expected to end.
+    pub(super) fn expected_end(&self) -> Option<Timestamp> {
+        self.held.iter().map(|holding| holding.until).max()
+    }
+
     pub(super) fn state(&self) -> InstanceState {
         match self.connection {
             Connection::Lost => InstanceState::Lost,
             Connection::Away => InstanceState::Disconnected,
             Connection::Attached if self.draining => InstanceState::Draining,
             Connection::Attached if !self.profile.problems.is_empty() => InstanceState::Unhealthy,
+            Connection::Attached if self.signs.take_no_work() => InstanceState::Cordoned,
             Connection::Attached => InstanceState::Ready,
         }
     }
@@ -93,6 +123,8 @@ pub(super) struct Fleet {
     vacant: Vec<u32>,
     /// On which instances each attempt is one that nobody has vouched for.
     unknown: BTreeMap<AttemptId, BTreeSet<InstanceId>>,
+    /// Of known instances and of those about to attach; what is not there is nothing.
+    signs: BTreeMap<InstanceId, Signs>,
     /// What jobs hold on instances that are not known (yet).
     elsewhere: BTreeMap<InstanceId, Vec<Holding>>,
     room: Room,
@@ -173,6 +205,7 @@ impl Fleet {
             None => self.elsewhere.remove(&id).unwrap_or_default(),
         };
         let mut slot = Slot {
+            signs: self.signs.get(&id).copied().unwrap_or_default(),
             runtimes: Runtimes::of(&profile.runtimes),
             images: self.numbered(&profile.cached_images),
             profile,
@@ -184,6 +217,7 @@ impl Fleet {
             withheld: Resources::ZERO,
             refusals: 0,
             state_since: now,
+            idle_since: now,
         };
         match self.row(id) {
             Some(row) => {
@@ -191,6 +225,7 @@ impl Fleet {
                 if self.in_row(row).state() == slot.state() {
                     slot.state_since = self.in_row(row).state_since;
                 }
+                slot.idle_since = self.in_row(row).idle_since;
                 *self.slot_mut(row) = slot;
                 self.count(row);
             }
@@ -254,9 +289,29 @@ impl Fleet {
         true
     }
 
+    /// What is known of an instance's cordon and notice becomes another. Says whether it did.
+    pub(super) fn change_signs(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        change: impl FnOnce(&mut Signs),
+    ) -> bool {
+        let before = self.signs.get(&id).copied().unwrap_or_default();
+        let mut signs = before;
+        change(&mut signs);
+        if signs == Signs::default() {
+            self.signs.remove(&id);
+        } else {
+            self.signs.insert(id, signs);
+        }
+        self.change(id, now, |slot| slot.signs = signs);
+        signs != before
+    }
+
     /// Forgets an instance on which nothing is held.
     pub(super) fn remove(&mut self, id: InstanceId) {
         self.forget_unknown(id);
+        self.signs.remove(&id);
         if let Some(row) = self.rows.remove(&id) {
             self.uncount(row);
             self.slots[row as usize] = None;
@@ -265,8 +320,7 @@ impl Fleet {
         }
     }
 
-    pub(super) fn allocate(&mut self, id: InstanceId, job: JobId, resources: &Resources) {
-        let holding = Holding { job, resources: *resources };
+    pub(super) fn allocate(&mut self, id: InstanceId, holding: Holding) {
         match self.row(id) {
             Some(row) => self.change_held(row, |held| held.push(holding)),
             None => self.elsewhere.entry(id).or_default().push(holding),
@@ -274,9 +328,10 @@ impl Fleet {
     }
 
     /// Takes back what a job held.
-    pub(super) fn release(&mut self, id: InstanceId, job: JobId) {
+    pub(super) fn release(&mut self, id: InstanceId, job: JobId, now: Timestamp) {
         if let Some(row) = self.row(id) {
             self.change_held(row, |held| give_back(held, job));
+            self.slot_mut(row).idle_since = now;
         } else if let Some(held) = self.elsewhere.get_mut(&id) {
             give_back(held, job);
             if held.is_empty() {

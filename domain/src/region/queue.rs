@@ -238,6 +238,11 @@ impl Queue {
         seats.first().map(|seat| head_of(line, key.shape, seat))
     }
 
+    /// How many jobs stand in a line; those in a pause do not.
+    pub(super) fn in_line(&self, line: LineId) -> usize {
+        self.line(line).seats.len()
+    }
+
     /// The job's line, if the job is its head.
     pub(super) fn head_if_first(&self, id: JobId) -> Option<Head> {
         let (_, entry) = self.entry(id)?;

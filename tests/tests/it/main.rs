@@ -7,6 +7,7 @@ mod bad_input;
 mod bucket;
 mod crashes;
 mod explain;
+mod fleet;
 mod layering;
 mod pools;
 mod regions;
