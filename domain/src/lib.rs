@@ -17,6 +17,7 @@ mod fixture;
 pub mod id;
 pub mod instance;
 pub mod job;
+pub mod learn;
 pub mod location;
 pub mod manifest;
 pub mod packing;
