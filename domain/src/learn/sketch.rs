@@ -253,6 +253,10 @@ mod tests {
             turned.merge(&of(&one));
             prop_assert_eq!(turned, merged);
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
 
         #[test]
         fn however_much_is_merged_it_stays_small_and_is_read_as_it_is_written(
@@ -268,7 +272,9 @@ mod tests {
                 prop_assert_eq!(serde_json::from_str::<Sketch>(&text).unwrap(), all.clone());
             }
         }
+    }
 
+    proptest! {
         #[test]
         fn what_is_left_never_grows_beyond_the_longest(samples in durations(50), ran in any::<u64>()) {
             let sketch = of(&samples);

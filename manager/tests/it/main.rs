@@ -7,6 +7,7 @@ mod attempt;
 mod cancel;
 mod failover;
 mod hostile;
+mod learning;
 mod observe;
 mod queue;
 mod world;
