@@ -67,6 +67,7 @@ mod tests {
         now: Timestamp,
     ) {
         can_be_spawned(jobs::submit(backend, account, body, None, now));
+        can_be_spawned(jobs::estimate(backend, account, body, now));
         can_be_spawned(jobs::submit_many(backend, account, &[], None, now));
         can_be_spawned(jobs::retry(backend, account, job, None, now));
         can_be_spawned(jobs::cancel(backend, account, job, now));
