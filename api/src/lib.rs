@@ -58,6 +58,7 @@ fn operations() -> (Router<ApiState>, Value) {
     let (router, document) = OpenApiRouter::new()
         .routes(routes!(jobs::list, jobs::submit::submit))
         .routes(routes!(jobs::submit::batch))
+        .routes(routes!(jobs::submit::estimate))
         .routes(routes!(jobs::get, jobs::update))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::submit::retry))

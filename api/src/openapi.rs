@@ -87,6 +87,7 @@ fn statuses(path: &str, method: &str, open: bool, has_body: bool) -> Vec<&'stati
         || path.ends_with("/validate")
         || path == "/v1/jobs"
         || path == "/v1/jobs/batch"
+        || path == "/v1/jobs/estimate"
     {
         statuses.extend(["404", "422", "502", "507"]);
     }

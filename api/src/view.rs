@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod engine;
+pub mod estimate;
 pub mod explanation;
 pub mod factory;
 pub mod job;

@@ -1,5 +1,6 @@
 //! `telecine jobs`: submit, watch and steer jobs.
 
+mod estimate;
 mod list;
 mod logs;
 mod progress;
@@ -21,6 +22,8 @@ use crate::failure::Failure;
 pub(crate) enum Command {
     /// Submit a job
     Submit(submit::Arguments),
+    /// Say what would become of a job before it is submitted
+    Estimate(estimate::Arguments),
     /// Show one job with its attempts
     Get(show::Arguments),
     /// List jobs, newest first
@@ -55,6 +58,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<ExitCode, F
     match command {
         Command::Submit(arguments) => return submit::run(&client, format, arguments).await,
         Command::Watch(arguments) => return watch::run(&client, format, &arguments).await,
+        Command::Estimate(arguments) => estimate::run(&client, format, &arguments).await?,
         Command::Get(arguments) => show::get(&client, format, &arguments).await?,
         Command::Attempts(arguments) => show::list_attempts(&client, format, &arguments).await?,
         Command::Explain(arguments) => show::explain(&client, format, &arguments).await?,

@@ -78,7 +78,7 @@ fn market(pool: &Pool) -> String {
 }
 
 /// Millionths of a dollar as dollars, with no more digits than there are.
-fn dollars(micros: u64) -> String {
+pub(crate) fn dollars(micros: u64) -> String {
     let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
     let short = text.trim_end_matches('0');
     if short.ends_with('.') { format!("{short}00") } else { short.to_owned() }

@@ -12,6 +12,7 @@ use telecine_domain::composition::Composition;
 use telecine_domain::failure::Failure;
 use telecine_domain::id::{InstanceId, JobId, RegionName, SlotName, StoreId};
 use telecine_domain::job::{Job, JobState};
+use telecine_domain::learn;
 use telecine_domain::location::Location;
 use telecine_domain::manifest::{InvalidManifest, Manifest, SealedObject};
 use telecine_domain::store::Store;
@@ -37,6 +38,16 @@ pub struct AssignedAttempt {
     pub job: Job,
     /// The right.
     pub attempt: AttemptId,
+}
+
+/// A grant that was given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Granted {
+    /// The job: in `finalizing`, or past it when this was asked again.
+    pub job: Job,
+    /// How long the engine worked. `None` when this was granted before, so that a run is told of once; and when it was
+    /// never recorded that the engine had begun.
+    pub ran: Option<Duration>,
 }
 
 /// Why a manifest may not be granted: it is not what the composition declares.
@@ -234,7 +245,7 @@ pub async fn grant(
     manifest: Manifest,
     counters: Counters,
     now: Timestamp,
-) -> Result<Job, GrantError> {
+) -> Result<Granted, GrantError> {
     let recorded = live_or_done(backend, attempt).await?;
     let manifest = manifest.in_publishing_order();
     verify(&recorded.job.spec.composition, &manifest)?;
@@ -242,7 +253,7 @@ pub async fn grant(
     let event = JobEvent::Grant { epoch: attempt.epoch, manifest: manifest.clone() };
     let asked = Step { writes, ..Step::from(event).counting(Some(counters)) };
     match update::change(backend, attempt.job, now, |_| asked.clone()).await {
-        Ok(change) => Ok(change.after),
+        Ok(change) => Ok(Granted { ran: learn::ran(&change.before, &change.after), job: change.after }),
         Err(ChangeError::Stale { job, state }) => {
             let recorded = live_or_done(backend, attempt).await?;
             match &recorded.job.state {
@@ -250,7 +261,7 @@ pub async fn grant(
                 | JobState::Succeeded { manifest: granted, .. }
                     if *granted == manifest =>
                 {
-                    Ok(recorded.job)
+                    Ok(Granted { job: recorded.job, ran: None })
                 }
                 _ => Err(ChangeError::Stale { job, state }.into()),
             }

@@ -4,6 +4,7 @@
 
 mod catalog;
 pub(crate) mod draft;
+mod estimate;
 mod resolve;
 mod submit;
 
@@ -25,6 +26,7 @@ use crate::update::{self, ChangeError, Step};
 
 pub use self::catalog::LookupError;
 pub(crate) use self::catalog::{Catalog, Found};
+pub use self::estimate::{Estimate, estimate};
 pub(crate) use self::resolve::resolve;
 pub use self::submit::{
     Accepted, AcceptedMany, MAX_JOBS, Refusal, SubmitError, retry, submit, submit_in, submit_many,

@@ -8,6 +8,7 @@ use telecine_domain::id::{
     StoreId, WatchRuleId,
 };
 use telecine_domain::job::{JobState, StateName};
+use telecine_domain::learn::Kind;
 use telecine_domain::location::{ObjectKey, ObjectVersion};
 use telecine_domain::time::Timestamp;
 
@@ -343,6 +344,24 @@ pub(crate) fn pool(pool: &PoolName) -> Key {
     Key::new(POOLS, pool.as_str())
 }
 
+/// What a region has learned about how long work runs.
+pub(crate) fn durations_of(region: &RegionName) -> String {
+    format!("region#{region}#durations")
+}
+
+pub(crate) fn duration(region: &RegionName, kind: &Kind) -> Key {
+    let any = || "any".to_owned();
+    let length = kind.length.map_or_else(any, |length| format!("{:010}", length.number()));
+    let factory = kind.factory.map_or_else(any, |factory| factory.to_string());
+    let (account, service, version) = (kind.account, &kind.service, padded(&kind.version));
+    Key::new(durations_of(region), format!("{account}#{service}#{version}#{length}#{factory}"))
+}
+
+/// The limits that a region's manager goes by.
+pub(crate) fn limits(region: &RegionName) -> Key {
+    Key::new(format!("region#{region}"), "limits")
+}
+
 /// Lower-case hexadecimal SHA-256.
 pub(crate) fn sha256(text: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(text))
@@ -354,6 +373,7 @@ mod tests {
 
     use telecine_domain::id::Epoch;
     use telecine_domain::job::Run;
+    use telecine_domain::learn::Length;
 
     use super::*;
 
@@ -407,6 +427,27 @@ mod tests {
         ]
     }
 
+    fn kind(account: AccountId, factory: FactoryId) -> Kind {
+        Kind {
+            account,
+            service: "transform".parse().unwrap(),
+            version: Version::new(1, 0, 0),
+            length: Some(Length::of_bytes(64)),
+            factory: Some(factory),
+        }
+    }
+
+    /// A part of a key with what varies in angle brackets.
+    fn named(part: &str, names: &[(String, &str)]) -> String {
+        let part = names.iter().fold(part.to_owned(), |part, (value, name)| part.replace(value, name));
+        let part = part.replace("0000000007", "<number>").replace("000000000000001#x", "<time>#<tail>");
+        let hash = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match part.len().checked_sub(64).map(|cut| part.split_at(cut)) {
+            Some((before, tail)) if hash(tail) => format!("{before}<sha256>"),
+            Some(_) | None => part,
+        }
+    }
+
     /// Every key that is built, with what varies in angle brackets: `(what, partition, sort)`.
     fn places() -> Vec<(&'static str, String, String)> {
         let (acc, jid, sto, fac) = (id(AccountId::new), id(JobId::new), id(StoreId::new), id(FactoryId::new));
@@ -421,6 +462,7 @@ mod tests {
         let reason = telecine_domain::job::HoldReason::Manual;
         let queued = JobState::Queued { not_before: None, last_failure: None };
         let at = moment(Timestamp::from_millis(1), "x");
+        let kind = kind(acc, fac);
         let keys = [
             ("job", job(jid, acc)),
             ("job by account", Key::new(jobs_of(acc), jid.to_string())),
@@ -455,9 +497,12 @@ mod tests {
             ("arrivals by time", Key::new(arrivals_of(acc), at.clone())),
             ("unmatched by time", Key::new(unmatched_of(acc), at)),
             ("produced output", produced(sto, "x")),
+            ("learned durations", duration(&loc, &kind)),
+            ("limits", limits(&loc)),
         ];
         let keys = keys.into_iter().chain(places_of_regions(&loc, ins, &fleet));
-        let names: [(String, &str); 9] = [
+        let names: [(String, &str); 10] = [
+            (padded(&kind.version), "<padded version>"),
             (acc.to_string(), "<account>"),
             (jid.to_string(), "<job>"),
             (sto.to_string(), "<store>"),
@@ -468,15 +513,7 @@ mod tests {
             (srv.to_string(), "<service>"),
             (fleet.to_string(), "<pool>"),
         ];
-        let named = |part: &str| {
-            let part = names.iter().fold(part.to_owned(), |part, (value, name)| part.replace(value, name));
-            let part = part.replace("0000000007", "<number>").replace("000000000000001#x", "<time>#<tail>");
-            let hash = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            match part.len().checked_sub(64).map(|cut| part.split_at(cut)) {
-                Some((before, tail)) if hash(tail) => format!("{before}<sha256>"),
-                Some(_) | None => part,
-            }
-        };
+        let named = |part: &str| named(part, &names);
         keys.map(|(what, key)| (what, named(&key.partition), named(&key.sort))).collect()
     }
 

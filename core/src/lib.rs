@@ -16,6 +16,7 @@ pub mod contract;
 pub mod cordon;
 pub mod dispatch;
 pub mod drain;
+pub mod durations;
 pub mod engines;
 pub mod enrolment;
 pub mod explain;
@@ -29,6 +30,7 @@ mod job_row;
 pub mod jobs;
 mod layout;
 pub mod leader;
+pub mod limits;
 pub mod memory;
 pub mod pools;
 pub mod ports;
@@ -69,6 +71,7 @@ mod tests {
         now: Timestamp,
     ) {
         can_be_spawned(jobs::submit(backend, account, body, None, now));
+        can_be_spawned(jobs::estimate(backend, account, body, now));
         can_be_spawned(jobs::submit_many(backend, account, &[], None, now));
         can_be_spawned(jobs::retry(backend, account, job, None, now));
         can_be_spawned(jobs::cancel(backend, account, job, now));
@@ -95,6 +98,8 @@ mod tests {
         can_be_spawned(sweep::rehint(backend, region, |_| true, std::time::Duration::ZERO, now));
         can_be_spawned(sweep::overdue(backend, region, now));
         can_be_spawned(explain::explain(backend, account, job, now));
+        can_be_spawned(durations::all(backend, region));
+        can_be_spawned(limits::of(backend, region));
         can_be_spawned(leader::acquire(backend, region, "", &[], std::time::Duration::ZERO, now));
         can_be_spawned(recorder::append_log(backend, account, attempt, 0, &[], now));
         can_be_spawned(recorder::read_log(backend, account, job, attempt.attempt, 0, 1));

@@ -1,18 +1,27 @@
-//! Why a job waits, or how it ended: one reason, what blocks it, the nearest instance and the next step.
+//! Why a job waits, or how it ended: one reason, what blocks it, the nearest instance and pools, its position, when it is
+//! expected to start, and the cheapest thing that would help.
 //!
-//! Pure: the caller brings the job, the instances' records and how many jobs stand before it.
+//! Pure: the caller brings the job and the facts. What is told of the queue is what rows can tell exactly: which jobs
+//! surely go first, and how many more may, by the fair share between accounts, which only the manager knows.
 
-use std::fmt;
+mod blocked;
+mod limit;
+mod pools;
+mod text;
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureClass};
-use crate::id::JobId;
-use crate::instance::{Instance, RuntimeKind};
-use crate::job::{Job, JobState, StateName};
-use crate::placement::{Candidate, Policy, Refusal, RefusalReason, Request, place};
+use crate::forecast::{Start, UnknownStart};
+use crate::id::{InstanceId, JobId, PoolName};
+use crate::instance::Instance;
+use crate::job::{HoldReason, Job, JobState, MAX_PRIORITY, StateName};
+use crate::placement::{Candidate, Policy, Refusal, Request, place};
 use crate::resources::{ResourceKind, Resources};
 use crate::time::Timestamp;
+
+pub use limit::{Counts, ReachedLimit};
+pub use pools::{AskedPool, Closed, NeverFits, PoolAnswer, PoolNow, launchable};
 
 /// The one reason, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -22,12 +31,20 @@ pub enum ReasonCode {
     Held,
     /// It pauses after a failure.
     PausedAfterFailure,
+    /// As many attempts of its factory or account run as may.
+    LimitReached,
     /// The region has no instance.
     NoInstance,
     /// No instance can run such engines.
     NoRuntime,
-    /// It needs more than any instance has.
+    /// It needs more than any instance or pool has.
     TooLarge,
+    /// An instance that would take it is starting.
+    InstanceStarting,
+    /// A pool would launch an instance that takes it.
+    InstanceWanted,
+    /// Every pool that would take it is full, closed, or at a cap.
+    PoolsClosed,
     /// Every instance that is large enough is away, unhealthy or draining.
     NoneReady,
     /// Every instance that is large enough is used by other jobs.
@@ -76,6 +93,48 @@ pub struct Nearest {
     pub free: Resources,
 }
 
+/// The instance that would take the job now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Taker {
+    /// Which one.
+    pub instance: InstanceId,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its host, for people.
+    pub host: String,
+}
+
+/// Where a job stands among those that wait and may run now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Jobs that go before it for certain: more important ones, and older ones of its account that are as important.
+    pub before: u64,
+    /// Jobs of other accounts that are as important: each account's fair share decides.
+    pub perhaps_before: u64,
+    /// Whether there are more than were counted.
+    pub is_partial: bool,
+    /// The highest priority of those before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_priority: Option<u16>,
+}
+
+/// What is known beside the job.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The instances of its region.
+    pub instances: &'a [Instance],
+    /// The pools of its region.
+    pub pools: &'a [PoolNow],
+    /// Where it stands.
+    pub position: Position,
+    /// The limit that keeps it back, if one does.
+    pub limit: Option<ReachedLimit>,
+    /// When it is expected to start, if nothing but capacity keeps it.
+    pub start: Start,
+}
+
 /// The answer to "why".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,15 +152,27 @@ pub struct Explanation {
     /// The resource that keeps it from running, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocking: Option<Blocking>,
+    /// The limit that keeps it from running, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<ReachedLimit>,
     /// The instance that comes nearest, where one was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nearest: Option<Nearest>,
+    /// The instance that would take it, where one would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taker: Option<Taker>,
     /// Every refusal, the nearest first, at most [`MAX_REFUSALS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<Refusal>,
-    /// Jobs before it in the queue, while it is queued.
+    /// The pools of its region, the nearest first, at most [`MAX_REFUSALS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<AskedPool>,
+    /// Where it stands, while it is queued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub queued_ahead: Option<u64>,
+    pub position: Option<Position>,
+    /// When it is expected to start, while it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
     /// Not before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
@@ -116,8 +187,8 @@ pub struct Explanation {
 /// Most refusals that are told one by one.
 pub const MAX_REFUSALS: usize = 20;
 
-/// Explains where `job` is. `instances` are those of its region; `queued_ahead` counts the jobs before it.
-pub fn explain(job: &Job, instances: &[Instance], queued_ahead: u64, now: Timestamp) -> Explanation {
+/// Explains where `job` is.
+pub fn explain(job: &Job, facts: &Facts<'_>, now: Timestamp) -> Explanation {
     let (code, summary, next_step) = told(job, now);
     let mut explanation = Explanation {
         job: job.id,
@@ -126,25 +197,30 @@ pub fn explain(job: &Job, instances: &[Instance], queued_ahead: u64, now: Timest
         summary,
         need: job.spec.resources,
         blocking: None,
+        limit: None,
         nearest: None,
+        taker: None,
         refusals: Vec::new(),
-        queued_ahead: None,
+        pools: Vec::new(),
+        position: None,
+        start: None,
         not_before: None,
         failure: None,
         next_step,
     };
     match &job.state {
         JobState::Queued { not_before, last_failure } => {
-            explanation.queued_ahead = Some(queued_ahead);
+            explanation.position = Some(facts.position);
+            explanation.start = Some(facts.start);
             explanation.not_before = not_before.filter(|&time| time > now);
             explanation.failure.clone_from(last_failure);
-            if explanation.not_before.is_none() {
-                explain_queued(&mut explanation, job, instances);
-            }
+            explain_queued(&mut explanation, job, facts);
+        }
+        JobState::Held { .. } => {
+            explanation.start = Some(Start::Unknown { because: UnknownStart::NoTime });
         }
         JobState::Failed { failure } => explanation.failure = Some(failure.clone()),
-        JobState::Held { .. }
-        | JobState::Assigned(_)
+        JobState::Assigned(_)
         | JobState::Starting(_)
         | JobState::Running(_)
         | JobState::Finalizing { .. }
@@ -160,7 +236,7 @@ pub fn explain(job: &Job, instances: &[Instance], queued_ahead: u64, now: Timest
 fn told(job: &Job, now: Timestamp) -> (ReasonCode, String, String) {
     let say = |code, summary: String, next: &str| (code, summary, next.to_owned());
     match &job.state {
-        JobState::Held { .. } => say(
+        JobState::Held { reason: HoldReason::Manual } => say(
             ReasonCode::Held,
             "the job is held and does not stand in the queue".to_owned(),
             "release the job to let it into the queue",
@@ -224,162 +300,44 @@ fn next_step_after(failure: &Failure) -> &'static str {
     }
 }
 
-/// What keeps a queued job, that may run now, from running.
-fn explain_queued(explanation: &mut Explanation, job: &Job, instances: &[Instance]) {
+/// What keeps a queued job from running: a pause, then a limit, then want of room, then its turn.
+fn explain_queued(explanation: &mut Explanation, job: &Job, facts: &Facts<'_>) {
     let request = Request::of(&job.spec);
-    let Err(unplaceable) = place(&request, instances.iter().map(Candidate::from), &Policy::default()) else {
-        explanation.next_step = match explanation.queued_ahead {
-            Some(0) | None => String::new(),
-            Some(_) => "raise the job's priority to let it go first".to_owned(),
-        };
+    let placed = place(&request, facts.instances.iter().map(Candidate::from), &Policy::default());
+    explanation.pools = pools::ask(&request, facts.pools, facts.instances);
+    explanation.pools.truncate(MAX_REFUSALS);
+    let found = |id| facts.instances.iter().find(|instance| instance.profile.id == id);
+    if let Some(instance) = placed.as_ref().ok().and_then(|id| found(*id)) {
+        let (instance, pool, host) =
+            (instance.profile.id, instance.profile.pool.clone(), instance.profile.host.clone());
+        explanation.taker = Some(Taker { instance, pool, host });
+    }
+    if explanation.not_before.is_some() {
         return;
-    };
-    explanation.nearest = unplaceable.nearest().and_then(|refusal| {
-        let instance = instances.iter().find(|instance| instance.profile.id == refusal.instance)?;
-        let capacity = instance.profile.capacity;
-        let free = capacity.saturating_sub(&instance.allocated);
-        Some(Nearest { refusal: refusal.clone(), capacity, free })
-    });
-    let said = match &explanation.nearest {
-        Some(nearest) => refused(&request, nearest, instances.len()),
-        None => Said {
-            code: ReasonCode::NoInstance,
-            blocking: None,
-            summary: format!("region {} has no instance", job.spec.region),
-            next_step: "start an agent in the region, or submit the job to a region that has instances"
-                .to_owned(),
-        },
-    };
-    explanation.code = said.code;
-    explanation.blocking = said.blocking;
-    explanation.summary = said.summary;
-    explanation.next_step = said.next_step;
-    explanation.refusals = unplaceable.refusals;
-    explanation.refusals.truncate(MAX_REFUSALS);
-}
-
-struct Said {
-    code: ReasonCode,
-    blocking: Option<Blocking>,
-    summary: String,
-    next_step: String,
-}
-
-/// The nearest instance speaks for all: the others are further away.
-fn refused(request: &Request, nearest: &Nearest, instances: usize) -> Said {
-    let host = &nearest.refusal.host;
-    let (code, blocking, summary, next_step) = match &nearest.refusal.reason {
-        RefusalReason::Busy { resource, need, free } => (
-            ReasonCode::AllBusy,
-            Some(Blocking { resource: *resource, need: *need, there: *free }),
-            format!(
-                "no instance has enough {} free: the job needs {}, {host} has {} free",
-                resource.name(),
-                resource.display(*need),
-                resource.display(*free)
-            ),
-            format!("wait until running jobs end, add an instance, or lower the job's {}", resource.name()),
-        ),
-        RefusalReason::TooSmall { resource, need, capacity } => (
-            ReasonCode::TooLarge,
-            Some(Blocking { resource: *resource, need: *need, there: *capacity }),
-            format!(
-                "no instance is large enough: the job needs {} of {}, the nearest, {host}, has {}",
-                resource.display(*need),
-                resource.name(),
-                resource.display(*capacity)
-            ),
-            format!(
-                "lower the job's {0} to {1} or less, or add an instance with at least {2} of {0}",
-                resource.name(),
-                resource.display(*capacity),
-                resource.display(*need)
-            ),
-        ),
-        RefusalReason::RuntimeMissing { .. } => {
-            let (summary, next_step) = runtime_missing(request.runtime, instances);
-            (ReasonCode::NoRuntime, None, summary, next_step)
-        }
-        reason @ (RefusalReason::NotReady { .. }
-        | RefusalReason::Draining
-        | RefusalReason::Cordoned
-        | RefusalReason::Unhealthy { .. }) => (
-            ReasonCode::NoneReady,
-            None,
-            format!("no instance that is large enough takes work now: of {host}, {reason}"),
-            none_ready_step(reason, host),
-        ),
-    };
-    Said { code, blocking, summary, next_step }
-}
-
-fn runtime_missing(runtime: RuntimeKind, instances: usize) -> (String, String) {
-    let instances = plural(instances, "instance");
-    match runtime {
-        RuntimeKind::Docker => (
-            format!("the engine is a container image, and Docker runs on none of {instances}"),
-            "install and start Docker on an instance, then start its agent again; or choose an engine version \
-             that is published as a command"
-                .to_owned(),
-        ),
-        RuntimeKind::Process => (
-            format!("the engine is a command of the machine, and none of {instances} runs such commands"),
-            "allow the process runtime in an agent's configuration, or choose an engine version that is \
-             published as an image"
-                .to_owned(),
-        ),
+    }
+    if let Some(limit) = facts.limit {
+        explanation.limit = Some(limit);
+        explanation.start = Some(Start::Unknown { because: UnknownStart::NoTime });
+        return limit::explain(explanation, limit);
+    }
+    match placed {
+        Ok(_) => explanation.next_step = its_turn(&facts.position),
+        Err(unplaceable) => blocked::explain(explanation, &request, job, facts, unplaceable),
     }
 }
 
-fn none_ready_step(reason: &RefusalReason, host: &str) -> String {
-    match reason {
-        RefusalReason::Unhealthy { .. } => {
-            format!("run `telecine doctor` on {host} and mend what it names, or add an instance")
+/// What would let it go first, if anything.
+fn its_turn(position: &Position) -> String {
+    match position.highest_priority {
+        Some(highest) if position.before > 0 && highest < MAX_PRIORITY => {
+            format!("raise the job's priority above {highest} to let it go first")
         }
-        RefusalReason::NotReady { .. } => {
-            format!("start the agent on {host}, or mend its connection to the manager, or add an instance")
-        }
-        RefusalReason::Draining
-        | RefusalReason::Cordoned
-        | RefusalReason::RuntimeMissing { .. }
-        | RefusalReason::TooSmall { .. }
-        | RefusalReason::Busy { .. } => "add an instance".to_owned(),
+        Some(_) | None => String::new(),
     }
 }
 
 fn plural(count: usize, word: &str) -> String {
     if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
-}
-
-/// Several lines, each `name: what`, without a newline at the end.
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is {}: {}", self.job, self.state, self.summary)?;
-        if self.state == StateName::Queued {
-            write!(f, "\n  needs:     {}", self.need)?;
-        }
-        if let Some(nearest) = &self.nearest {
-            let Refusal { host, pool, .. } = &nearest.refusal;
-            write!(f, "\n  nearest:   {host} (pool {pool}) has {}", nearest.capacity)?;
-            write!(f, "\n  free:      {}", nearest.free)?;
-        }
-        match self.queued_ahead {
-            Some(0) => f.write_str("\n  position:  first in the queue")?,
-            Some(ahead) => write!(f, "\n  position:  {} before it", plural_jobs(ahead))?,
-            None => {}
-        }
-        if let (StateName::Queued, Some(failure)) = (self.state, &self.failure) {
-            write!(f, "\n  last time: {failure}")?;
-        }
-        if !self.next_step.is_empty() {
-            write!(f, "\n  next step: {}", self.next_step)?;
-        }
-        Ok(())
-    }
-}
-
-fn plural_jobs(count: u64) -> String {
-    plural(usize::try_from(count).unwrap_or(usize::MAX), "job")
 }
 
 #[cfg(test)]

@@ -9,14 +9,17 @@ pub mod attempt;
 pub mod autoscale;
 pub mod composition;
 pub mod engine;
+pub mod estimate;
 pub mod explain;
 pub mod factory;
 pub mod failure;
 #[cfg(test)]
 mod fixture;
+pub mod forecast;
 pub mod id;
 pub mod instance;
 pub mod job;
+pub mod learn;
 pub mod location;
 pub mod manifest;
 pub mod packing;

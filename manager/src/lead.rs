@@ -28,6 +28,7 @@ use tracing::warn;
 
 use crate::config::ManagerConfig;
 use crate::feed::Receipts;
+use crate::learning::Learning;
 use crate::metrics::{Refusal, RegionMetrics};
 use crate::registry::{CoordinatorCaller, Open, Registry};
 use crate::stops::Stops;
@@ -104,6 +105,7 @@ pub(crate) struct Lead {
     pub(crate) registry: Registry,
     pub(crate) receipts: Receipts,
     pub(crate) stops: Stops,
+    pub(crate) learning: Learning,
     pub(crate) metrics: RegionMetrics,
     /// Canceled when the leadership is over.
     pub(crate) over: CancellationToken,
@@ -148,6 +150,7 @@ impl Lead {
             registry: Registry::new(),
             receipts: Receipts::default(),
             stops: Stops::default(),
+            learning: Learning::default(),
             over,
             tasks: Tasks::default(),
             sending: Mutex::new(BTreeSet::new()),

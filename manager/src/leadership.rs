@@ -19,7 +19,7 @@ use crate::config::ManagerConfig;
 use crate::lead::Lead;
 use crate::metrics::RegionMetrics;
 use crate::sessions::Leads;
-use crate::{cordons, dispatch, feed, scaling, stops};
+use crate::{cordons, dispatch, feed, learning, scaling, stops};
 
 /// A region and what a manager needs to lead it.
 #[derive(Clone)]
@@ -148,6 +148,7 @@ async fn work(lead: Arc<Lead>, leads: Leads) {
     lead.spawn(until_over(lead.clone(), "cordons", cordons::watch(lead.clone())));
     lead.spawn(until_over(lead.clone(), "stops", stops::poll(lead.clone())));
     lead.spawn(until_over(lead.clone(), "scaling", scaling::run(lead.clone())));
+    lead.spawn(until_over(lead.clone(), "learning", learning::run(lead.clone())));
 }
 
 /// Renews the leadership until it is lost. Gives it back when it may still be ours.

@@ -17,6 +17,7 @@ mod enrol;
 mod feed;
 mod lead;
 mod leadership;
+mod learning;
 mod metrics;
 mod publish;
 mod recorder;

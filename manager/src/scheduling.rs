@@ -78,13 +78,24 @@ impl Scheduling {
             weights: self.account_weights.clone(),
             ..FairShare::default()
         };
-        let limits = Limits {
+        let reserve_after = Duration::from_secs(self.reserve_after_seconds);
+        RegionConfig {
+            lease,
+            reserve_after,
+            aging,
+            fair_share,
+            limits: self.limits(),
+            ..RegionConfig::default()
+        }
+    }
+
+    /// The limits of concurrency of a region.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
             every_account: self.account_limit,
             accounts: self.account_limits.clone(),
             factories: self.factory_limits.clone(),
-        };
-        let reserve_after = Duration::from_secs(self.reserve_after_seconds);
-        RegionConfig { lease, reserve_after, aging, fair_share, limits, ..RegionConfig::default() }
+        }
     }
 }
 

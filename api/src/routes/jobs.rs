@@ -134,8 +134,8 @@ pub(crate) async fn attempts(
     body::answer(StatusCode::OK, &paged(&page, found, |attempt: &Attempt| attempt.attempt.to_string()))
 }
 
-/// Say why a job waits or failed: what blocks it, the nearest instances and why each does not take it, and what would
-/// help.
+/// Say why a job waits or failed: what blocks it, the nearest instances and pools and why each does not take it, its
+/// position, when it is expected to start, and what would help.
 #[utoipa::path(get, path = "/v1/jobs/{id}/explain", operation_id = "explain_job", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses((status = 200, body = Explanation)))]

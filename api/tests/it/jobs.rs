@@ -2,6 +2,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
+use telecine_core::{limits, pools};
 
 use crate::harness::Studio;
 
@@ -39,11 +40,69 @@ async fn a_job_is_accepted_read_listed_and_canceled() {
     assert_eq!(app.get(&format!("{path}/attempts")).await.expect(200)["data"], json!([]));
     let explained = app.get(&format!("{path}/explain")).await.expect(200);
     assert_eq!(explained["code"], "no_instance", "{explained}");
+    assert_eq!((&explained["queued_ahead"], &explained["queued_perhaps_ahead"]), (&json!(0), &json!(0)));
+    assert_eq!(explained["start"]["unknown"], "nothing_takes_it");
     assert!(!explained["text"].as_str().unwrap().is_empty());
     let canceled = app.post(&format!("{path}/cancel"), &json!({})).await.expect(200);
     assert_eq!(canceled["state"], "canceled");
     app.post(&format!("{path}/cancel"), &json!({})).await.expect(200);
     app.post(&format!("{path}/hold"), &json!({})).await.problem(409, "illegal_state");
+}
+
+#[tokio::test]
+async fn the_shape_of_an_explanation_and_of_an_estimate() {
+    let studio = Studio::new().await;
+    let backend = &studio.app.backend;
+    let job = studio.submitted().await;
+    let shape = json!({"cpu_milli": 4000, "memory_bytes": 1 << 30, "scratch_bytes": 0, "gpus": 0});
+    let pool = json!({
+        "name": "large", "region": "local", "shape": shape, "market": "spot", "price_micros_per_hour": 36_000,
+        "boot_seconds": 20, "min": 0, "max": 1,
+    });
+    pools::declare(backend, &[serde_json::from_value(pool).unwrap()]).await.unwrap();
+    let path = format!("/v1/jobs/{}/explain", job["id"].as_str().unwrap());
+    let explained = studio.app.get(&path).await.expect(200);
+    let expected = json!([{
+        "pool": "large", "code": "may_launch", "answer": "would be launched, which takes about 20 s",
+        "shape": shape, "price_micros_per_hour": 36_000, "boot_seconds": 20,
+    }]);
+    assert_eq!((&explained["code"], &explained["pools"]), (&json!("instance_wanted"), &expected));
+    assert!(explained["start"]["expected_at"].is_string() && explained["start"]["likely_by"].is_string());
+    let account = job["account_id"].as_str().unwrap();
+    let limits = json!({"accounts": {account: 0}});
+    let limits = serde_json::from_value(limits).unwrap();
+    limits::declare(backend, &"local".parse().unwrap(), &limits).await.unwrap();
+    let explained = studio.app.get(&path).await.expect(200);
+    let limit = json!({"by": "account", "factory_id": null, "limit": 0, "running": 0});
+    assert_eq!((&explained["code"], &explained["limit"]), (&json!("limit_reached"), &limit));
+
+    let estimate = studio.app.post("/v1/jobs/estimate", &studio.request()).await.expect(200);
+    assert_eq!((&estimate["engine_version"], &estimate["region"]), (&json!("1.0.0"), &json!("local")));
+    assert_eq!((&estimate["input_bytes"], &estimate["queued_ahead"]), (&json!(16), &json!(1)));
+    let duration = json!({"p50_ms": 60_000, "p90_ms": 300_000, "samples": 0, "basis": "default"});
+    assert_eq!(estimate["duration"], duration);
+    let cost =
+        json!({"pool": "large", "price_micros_per_hour": 36_000, "p50_micros": 600, "p90_micros": 3000});
+    assert_eq!(estimate["cost"], cost);
+}
+
+#[tokio::test]
+async fn an_estimate_says_everything_that_is_wrong_and_writes_nothing() {
+    let studio = Studio::new().await;
+    let mut request = studio.request();
+    request["composition"]["inputs"]["source"]["key"] = "gone.mov".into();
+    request["priority"] = 5000.into();
+    let problem = studio.app.post("/v1/jobs/estimate", &request).await.problem(422, "invalid_request");
+    assert_eq!(pointers(&problem), ["/priority", "/composition/inputs/source"]);
+    for _ in 0..2 {
+        let call = studio.app.call(Method::POST, "/v1/jobs/estimate").header("idempotency-key", "one");
+        let answer = call.json(&studio.request()).send().await;
+        assert_eq!(
+            (answer.expect(200)["service"].as_str(), answer.header("idempotency-replayed")),
+            (Some("transform"), None)
+        );
+    }
+    assert_eq!(studio.app.get("/v1/jobs").await.expect(200)["data"], json!([]));
 }
 
 #[tokio::test]

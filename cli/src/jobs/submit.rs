@@ -33,6 +33,22 @@ A composition names inputs, processing and outputs; a store by id or name:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    request: Request,
+    /// Accept it but keep it out of the queue until `jobs release`
+    #[arg(long)]
+    hold: bool,
+    /// Follow the job until it ends; the exit code is the job's
+    #[arg(long, conflicts_with = "hold")]
+    wait: bool,
+    /// With --wait: give up waiting (not the job) after this time, such as 10m
+    #[arg(long, requires = "wait", value_parser = quantity::duration, value_name = "TIME")]
+    timeout: Option<Duration>,
+}
+
+/// What is asked for.
+#[derive(Debug, Args)]
+pub(super) struct Request {
     /// The kind of work, such as `transform`
     #[arg(long, required_unless_present = "factory", requires = "file")]
     service: Option<String>,
@@ -84,15 +100,6 @@ pub(crate) struct Arguments {
     /// Longest time from submission to the end, such as 1d
     #[arg(long, value_parser = quantity::duration, value_name = "TIME", help_heading = "Limits")]
     total_timeout: Option<Duration>,
-    /// Accept it but keep it out of the queue until `jobs release`
-    #[arg(long)]
-    hold: bool,
-    /// Follow the job until it ends; the exit code is the job's
-    #[arg(long, conflicts_with = "hold")]
-    wait: bool,
-    /// With --wait: give up waiting (not the job) after this time, such as 10m
-    #[arg(long, requires = "wait", value_parser = quantity::duration, value_name = "TIME")]
-    timeout: Option<Duration>,
 }
 
 /// Submits a job and, if asked to, follows it.
@@ -100,7 +107,11 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When it is refused.
 pub(crate) async fn run(client: &Client, format: Format, arguments: Arguments) -> Result<ExitCode, Failure> {
-    let call = Call::new(Method::POST, &["jobs"]).json(&request(&arguments).await?)?;
+    let mut body = arguments.request.body().await?;
+    if arguments.hold {
+        body.insert("hold".to_owned(), Value::Bool(true));
+    }
+    let call = Call::new(Method::POST, &["jobs"]).json(&body)?;
     let job: Job = client.json(call).await?;
     if arguments.wait {
         output::note(&format!("submitted {}", job.id));
@@ -110,57 +121,60 @@ pub(crate) async fn run(client: &Client, format: Format, arguments: Arguments) -
     Ok(ExitCode::SUCCESS)
 }
 
-async fn request(arguments: &Arguments) -> Result<Value, Failure> {
-    let mut body = Map::new();
-    let mut set = |name: &str, value: Option<Value>| {
-        body.extend(value.map(|value| (name.to_owned(), value)));
-    };
-    set("service", arguments.service.clone().map(Value::from));
-    set("factory", arguments.factory.clone().map(Value::from));
-    set("engine_version", arguments.engine_version.clone().map(Value::from));
-    set("input", arguments.input.clone().map(Value::from));
-    set("region", arguments.region.clone().map(Value::from));
-    set("priority", arguments.priority.map(Value::from));
-    set("resources", resources(arguments));
-    set("retry", retry(arguments));
-    set("timeouts", timeouts(arguments));
-    if !arguments.labels.is_empty() {
-        let labels: Map<_, _> =
-            arguments.labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
-        set("labels", Some(labels.into()));
+impl Request {
+    /// The body of the request.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(super) async fn body(&self) -> Result<Map<String, Value>, Failure> {
+        let mut body = Map::new();
+        let mut set = |name: &str, value: Option<Value>| {
+            body.extend(value.map(|value| (name.to_owned(), value)));
+        };
+        set("service", self.service.clone().map(Value::from));
+        set("factory", self.factory.clone().map(Value::from));
+        set("engine_version", self.engine_version.clone().map(Value::from));
+        set("input", self.input.clone().map(Value::from));
+        set("region", self.region.clone().map(Value::from));
+        set("priority", self.priority.map(Value::from));
+        set("resources", self.resources());
+        set("retry", self.retry());
+        set("timeouts", self.timeouts());
+        if !self.labels.is_empty() {
+            let labels: Map<_, _> =
+                self.labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+            set("labels", Some(labels.into()));
+        }
+        if let Some(file) = &self.file {
+            set("composition", Some(document::read(file).await?));
+        }
+        Ok(body)
     }
-    if arguments.hold {
-        set("hold", Some(Value::Bool(true)));
+
+    fn resources(&self) -> Option<Value> {
+        object([
+            ("cpu_milli", self.cpu),
+            ("memory_bytes", self.memory),
+            ("scratch_bytes", self.scratch),
+            ("gpus", self.gpus),
+        ])
     }
-    if let Some(file) = &arguments.file {
-        set("composition", Some(document::read(file).await?));
+
+    fn retry(&self) -> Option<Value> {
+        object([
+            ("user", self.retries.map(u64::from)),
+            ("infrastructure", self.infrastructure_retries.map(u64::from)),
+        ])
     }
-    Ok(Value::Object(body))
-}
 
-fn resources(arguments: &Arguments) -> Option<Value> {
-    object([
-        ("cpu_milli", arguments.cpu),
-        ("memory_bytes", arguments.memory),
-        ("scratch_bytes", arguments.scratch),
-        ("gpus", arguments.gpus),
-    ])
-}
-
-fn retry(arguments: &Arguments) -> Option<Value> {
-    object([
-        ("user", arguments.retries.map(u64::from)),
-        ("infrastructure", arguments.infrastructure_retries.map(u64::from)),
-    ])
-}
-
-fn timeouts(arguments: &Arguments) -> Option<Value> {
-    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs().max(1));
-    object([
-        ("queue_seconds", seconds(arguments.queue_timeout)),
-        ("attempt_seconds", seconds(arguments.attempt_timeout)),
-        ("total_seconds", seconds(arguments.total_timeout)),
-    ])
+    fn timeouts(&self) -> Option<Value> {
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs().max(1));
+        object([
+            ("queue_seconds", seconds(self.queue_timeout)),
+            ("attempt_seconds", seconds(self.attempt_timeout)),
+            ("total_seconds", seconds(self.total_timeout)),
+        ])
+    }
 }
 
 /// An object of the numbers that are there, if any is.

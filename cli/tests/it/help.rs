@@ -15,7 +15,7 @@ async fn the_top_level_is_as_agreed() {
 
 #[tokio::test]
 async fn every_verb_teaches_by_example() {
-    let verbs: [&[&str]; 40] = [
+    let verbs: [&[&str]; 41] = [
         &["up"],
         &["stop"],
         &["agent"],
@@ -23,6 +23,7 @@ async fn every_verb_teaches_by_example() {
         &["doctor"],
         &["completions"],
         &["jobs", "submit"],
+        &["jobs", "estimate"],
         &["jobs", "get"],
         &["jobs", "list"],
         &["jobs", "watch"],

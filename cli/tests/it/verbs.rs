@@ -54,6 +54,30 @@ async fn a_job_is_submitted_listed_shown_and_explained() {
 }
 
 #[tokio::test]
+async fn a_job_is_estimated_with_the_flags_of_its_submission_and_not_submitted() {
+    let server = Server::start().await;
+    let file = server.furnish().await;
+    let flags = ["--service", "transform", "--file", &file, "--cpu", "2"];
+    let told = server.run(&[&["jobs", "estimate"][..], &flags].concat()).await.expect(0).out;
+    for named in [
+        "service    transform 1.0.0",
+        "needs      2 cores CPU",
+        "runs       1 m 00 s, by default",
+        "costs      unknown: no pool has a price",
+        "starts     unknown: nothing that is there",
+        "waits for  region local has no instance",
+    ] {
+        assert!(told.contains(named), "{named} is not in:\n{told}");
+    }
+    let told = server.run(&[&["jobs", "estimate", "-o", "json"][..], &flags].concat()).await.expect(0).json();
+    assert_eq!((&told["duration"]["basis"], &told["cost"]), (&json!("default"), &json!(null)));
+    let wrong = [&["jobs", "estimate"][..], &flags, &["--region", "Nowhere"]].concat();
+    let refused = server.run(&wrong).await.expect(2).err;
+    assert!(refused.contains("/region"), "{refused}");
+    assert_eq!(server.run(&["jobs", "list"]).await.expect(0).out, "nothing\n", "nothing was submitted");
+}
+
+#[tokio::test]
 async fn a_composition_comes_from_standard_input_and_a_repeated_key_makes_one_job() {
     let server = Server::start().await;
     let file = server.furnish().await;

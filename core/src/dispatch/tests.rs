@@ -184,6 +184,22 @@ async fn an_attempt_that_was_declared_lost_can_do_nothing_more() {
 }
 
 #[tokio::test]
+async fn how_long_an_engine_worked_is_told_once_whatever_fails() {
+    for fault in FAULTS {
+        let world = World::new().await;
+        let backend = &world.backend;
+        let job = world.submitted("clip.mov").await;
+        let attempt = world.assigned(job.id).await.attempt;
+        engine_running(backend, attempt, world.now()).await.unwrap();
+        world.clock.advance(Duration::from_secs(42));
+        world.table.fail_transaction(1, fault);
+        let ask = || grant(backend, attempt, manifest(&job), counters(), world.now());
+        let (first, again) = (ask().await.unwrap(), ask().await.unwrap());
+        assert_eq!((first.ran, again.ran), (Some(Duration::from_secs(42)), None), "{fault:?}");
+    }
+}
+
+#[tokio::test]
 async fn asking_again_is_answered_like_the_first_time() {
     let world = World::new().await;
     let (backend, now) = (&world.backend, world.now());
@@ -199,7 +215,11 @@ async fn asking_again_is_answered_like_the_first_time() {
     let first = published(backend, attempt, None, now).await.unwrap();
     assert_eq!(published(backend, attempt, None, now).await.unwrap(), first);
     let late = grant(backend, attempt, manifest(&job), counters(), now).await.unwrap();
-    assert_eq!(late, first, "a repeated question that arrives after the publication");
+    assert_eq!(
+        late,
+        Granted { job: first, ran: None },
+        "a repeated question that arrives after the publication"
+    );
     assert_eq!(world.job(job.id).await.version, 4);
 }
 

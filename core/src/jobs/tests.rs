@@ -384,7 +384,7 @@ async fn an_explanation_counts_who_is_ahead() {
     let job = world.submitted("clip.mov").await;
     let explained = crate::explain::explain(&world.backend, world.account, job.id, world.now()).await;
     let explained = explained.unwrap().unwrap();
-    assert_eq!((explained.job, explained.queued_ahead), (job.id, Some(1)));
+    assert_eq!((explained.job, explained.position.map(|it| it.before)), (job.id, Some(1)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

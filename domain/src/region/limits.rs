@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::{AccountId, FactoryId};
 
 /// How many attempts may be live at the same time; none where nothing is said.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Of each account that has no limit of its own.
     pub every_account: Option<u32>,

@@ -8,6 +8,7 @@ mod cancel;
 mod cordons;
 mod failover;
 mod hostile;
+mod learning;
 mod observe;
 mod queue;
 mod world;

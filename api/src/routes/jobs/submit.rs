@@ -1,4 +1,4 @@
-//! How jobs are submitted: one, many, or the same again. Core checks the document and says everything that is wrong.
+//! How jobs are submitted: one, many, the same again, or only on trial. Core checks the document and says everything that is wrong.
 
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -17,6 +17,7 @@ use crate::idempotent::{Keyed, REPLAYED};
 use crate::problem::{Code, Problem};
 use crate::routes::named;
 use crate::state::ApiState;
+use crate::view::estimate::Estimate;
 use crate::view::job::{BatchItem, BatchRefusal, Job, SubmitBatch, SubmitJob, SubmittedBatch};
 
 /// Submit a job. Its inputs are pinned to the versions seen now.
@@ -50,6 +51,21 @@ pub(crate) async fn batch(
     let many = jobs::submit_many_in(trace, &state.backend, account, &value.jobs, key, state.now()).await?;
     let data = many.results.into_iter().map(item).collect();
     Ok(marked(body::answer(StatusCode::OK, &SubmittedBatch { data })?, many.replayed))
+}
+
+/// Say what would become of a job before it is submitted: the resolved engine and region, how long it runs, what that
+/// costs, and when it would start; or everything that is wrong. Nothing is written, so a repeated request is estimated
+/// anew.
+#[utoipa::path(post, path = "/v1/jobs/estimate", operation_id = "estimate_job", tag = "jobs",
+    request_body = SubmitJob, responses((status = 200, body = Estimate)))]
+pub(crate) async fn estimate(
+    State(state): State<ApiState>,
+    caller: Writer,
+    _keyed: Keyed,
+    Json { value, .. }: Json<Value>,
+) -> Result<Response, Problem> {
+    let estimated = jobs::estimate(&state.backend, caller.account(), &value, state.now()).await?;
+    body::answer(StatusCode::OK, &Estimate::from(estimated))
 }
 
 /// Make a new job of one that ended, with the inputs as they are now.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use telecine_core::dispatch::{self, GrantError};
+use telecine_core::dispatch::{self, GrantError, Granted};
 use telecine_core::update::ChangeError;
 use telecine_domain::attempt::{AttemptId, Phase};
 use telecine_domain::failure::{Failure, FailureClass};
@@ -132,7 +132,10 @@ impl Changes {
             .map_err(|error| self.bad(&error))?;
         let counters = seal.counters.unwrap_or_default().into();
         match dispatch::grant(&lead.backend, attempt, manifest, counters, lead.now()).await {
-            Ok(job) => {
+            Ok(Granted { job, ran }) => {
+                if let Some(ran) = ran {
+                    lead.learning.learn(&job, ran, lead.now());
+                }
                 lead.tell_outcome(attempt, &job).await;
                 let (JobState::Finalizing { manifest, .. } | JobState::Succeeded { manifest, .. }) =
                     job.state
