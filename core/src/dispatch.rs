@@ -366,6 +366,28 @@ pub async fn stopped(
     step(backend, attempt, now, event).await
 }
 
+/// All jobs that it depends on have succeeded: it is queued.
+///
+/// # Errors
+/// `Illegal` when it does not wait for them any more.
+pub async fn dependencies_done(backend: &Backend, job: JobId, now: Timestamp) -> Result<Job, ChangeError> {
+    Ok(update::change(backend, job, now, |_| JobEvent::DependenciesDone).await?.after)
+}
+
+/// A job that it depends on will not succeed: it fails.
+///
+/// # Errors
+/// `Illegal` when it does not wait for them any more.
+pub async fn dependency_failed(
+    backend: &Backend,
+    job: JobId,
+    failure: Failure,
+    now: Timestamp,
+) -> Result<Job, ChangeError> {
+    let event = || JobEvent::DependencyFailed { failure: failure.clone() };
+    Ok(update::change(backend, job, now, |_| event()).await?.after)
+}
+
 /// The job waited longer than it may.
 ///
 /// # Errors

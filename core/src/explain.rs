@@ -4,12 +4,12 @@
 use std::cmp::Reverse;
 
 use telecine_domain::explain::{
-    self, Counts, Explanation, Facts, PoolNow, Position, ReachedLimit, launchable,
+    self, Counts, Dependency, Explanation, Facts, PoolNow, Position, ReachedLimit, launchable,
 };
 use telecine_domain::forecast::{self, Before, Holds, MAX_BEFORE, Outlook, Start, UnknownStart, Within};
 use telecine_domain::id::{AccountId, JobId, RegionName};
 use telecine_domain::instance::Instance;
-use telecine_domain::job::{Job, JobState};
+use telecine_domain::job::{HoldReason, Job, JobState, StateName};
 use telecine_domain::learn::{Learned, Quantile, Work};
 use telecine_domain::placement::Request;
 use telecine_domain::time::Timestamp;
@@ -44,7 +44,11 @@ pub async fn explain(
 pub(crate) async fn of(backend: &Backend, job: &Job, now: Timestamp) -> Result<Explanation, RecordError> {
     match &job.state {
         JobState::Queued { .. } => queued(backend, job, now).await,
-        JobState::Held { .. }
+        JobState::Held { reason: HoldReason::Dependencies } => {
+            let dependencies = unfinished(backend, job).await?;
+            Ok(explain::explain(job, &Facts { dependencies: &dependencies, ..NOTHING }, now))
+        }
+        JobState::Held { reason: HoldReason::Manual }
         | JobState::Assigned(_)
         | JobState::Starting(_)
         | JobState::Running(_)
@@ -64,7 +68,20 @@ const NOTHING: Facts<'_> = Facts {
     position: Position { before: 0, perhaps_before: 0, is_partial: false, highest_priority: None },
     limit: None,
     start: Start::Unknown { because: UnknownStart::NoTime },
+    dependencies: &[],
 };
+
+/// The dependencies of a job that have not succeeded.
+async fn unfinished(backend: &Backend, job: &Job) -> Result<Vec<Dependency>, RecordError> {
+    let mut found = Vec::new();
+    for &id in &job.spec.depends_on {
+        let state = jobs::find(backend, job.account, id).await?.map(|other| other.state.name());
+        if state != Some(StateName::Succeeded) {
+            found.push(Dependency { job: id, state });
+        }
+    }
+    Ok(found)
+}
 
 async fn queued(backend: &Backend, job: &Job, now: Timestamp) -> Result<Explanation, RecordError> {
     let region = &job.spec.region;
@@ -81,6 +98,7 @@ async fn queued(backend: &Backend, job: &Job, now: Timestamp) -> Result<Explanat
         position: ahead.position,
         limit: ReachedLimit::of(&limits, job.account, job.spec.origin.factory(), live.counts),
         start: start(job, (&instances, &pools), &live, &ahead, &learned, now),
+        dependencies: &[],
     };
     Ok(explain::explain(job, &facts, now))
 }
@@ -278,7 +296,6 @@ mod tests {
 
     use serde_json::json;
     use telecine_domain::explain::ReasonCode;
-    use telecine_domain::job::StateName;
     use telecine_domain::region::{LimitedBy, Limits};
 
     use super::*;

@@ -97,6 +97,7 @@ mod tests {
         can_be_spawned(stores::remove(backend, account, ""));
         can_be_spawned(sweep::rehint(backend, region, |_| true, std::time::Duration::ZERO, now));
         can_be_spawned(sweep::overdue(backend, region, now));
+        can_be_spawned(sweep::dependencies(backend, region, now));
         can_be_spawned(explain::explain(backend, account, job, now));
         can_be_spawned(durations::all(backend, region));
         can_be_spawned(limits::of(backend, region));

@@ -28,6 +28,8 @@ pub enum Happened {
     Accepted,
     Held,
     Released,
+    DependenciesDone,
+    DependencyFailed,
     Assigned,
     Started,
     EngineRunning,
@@ -110,6 +112,8 @@ impl From<JobEvent> for Step {
             JobEvent::Stopped { .. } => AttemptStep::End(Ending::Canceled),
             JobEvent::Hold(_)
             | JobEvent::Release
+            | JobEvent::DependenciesDone
+            | JobEvent::DependencyFailed { .. }
             | JobEvent::Started { .. }
             | JobEvent::Cancel
             | JobEvent::QueueTimeout
@@ -425,6 +429,8 @@ fn happened(event: &JobEvent) -> Happened {
     match event {
         JobEvent::Hold(_) => Happened::Held,
         JobEvent::Release => Happened::Released,
+        JobEvent::DependenciesDone => Happened::DependenciesDone,
+        JobEvent::DependencyFailed { .. } => Happened::DependencyFailed,
         JobEvent::Assign { .. } => Happened::Assigned,
         JobEvent::Started { .. } => Happened::Started,
         JobEvent::EngineRunning { .. } => Happened::EngineRunning,
@@ -444,9 +450,11 @@ fn failure_of(event: &JobEvent) -> Option<Failure> {
     match event {
         JobEvent::SealedBytesLost { failure, .. }
         | JobEvent::AttemptFailed { failure, .. }
+        | JobEvent::DependencyFailed { failure }
         | JobEvent::Interrupted { failure, .. } => Some(failure.clone()),
         JobEvent::Hold(_)
         | JobEvent::Release
+        | JobEvent::DependenciesDone
         | JobEvent::Assign { .. }
         | JobEvent::Started { .. }
         | JobEvent::EngineRunning { .. }

@@ -29,6 +29,8 @@ pub use pools::{AskedPool, Closed, NeverFits, PoolAnswer, PoolNow, launchable};
 pub enum ReasonCode {
     /// It is held until somebody releases it.
     Held,
+    /// It is held until the jobs that it depends on have succeeded.
+    WaitsForJobs,
     /// It pauses after a failure.
     PausedAfterFailure,
     /// As many attempts of its factory or account run as may.
@@ -120,6 +122,17 @@ pub struct Position {
     pub highest_priority: Option<u16>,
 }
 
+/// A job that another depends on, and that has not succeeded yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dependency {
+    /// Which one.
+    pub job: JobId,
+    /// Where it is; absent when it is not kept any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateName>,
+}
+
 /// What is known beside the job.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
@@ -133,6 +146,8 @@ pub struct Facts<'a> {
     pub limit: Option<ReachedLimit>,
     /// When it is expected to start, if nothing but capacity keeps it.
     pub start: Start,
+    /// Those of its dependencies that have not succeeded.
+    pub dependencies: &'a [Dependency],
 }
 
 /// The answer to "why".
@@ -155,6 +170,9 @@ pub struct Explanation {
     /// The limit that keeps it from running, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<ReachedLimit>,
+    /// The jobs that it waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dependencies: Vec<Dependency>,
     /// The instance that comes nearest, where one was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nearest: Option<Nearest>,
@@ -184,6 +202,8 @@ pub struct Explanation {
     pub next_step: String,
 }
 
+/// Most dependencies that are named in a summary.
+const MAX_NAMED: usize = 3;
 /// Most refusals that are told one by one.
 pub const MAX_REFUSALS: usize = 20;
 
@@ -198,6 +218,7 @@ pub fn explain(job: &Job, facts: &Facts<'_>, now: Timestamp) -> Explanation {
         need: job.spec.resources,
         blocking: None,
         limit: None,
+        dependencies: Vec::new(),
         nearest: None,
         taker: None,
         refusals: Vec::new(),
@@ -216,8 +237,11 @@ pub fn explain(job: &Job, facts: &Facts<'_>, now: Timestamp) -> Explanation {
             explanation.failure.clone_from(last_failure);
             explain_queued(&mut explanation, job, facts);
         }
-        JobState::Held { .. } => {
+        JobState::Held { reason } => {
             explanation.start = Some(Start::Unknown { because: UnknownStart::NoTime });
+            if *reason == HoldReason::Dependencies {
+                explain_dependencies(&mut explanation, facts.dependencies);
+            }
         }
         JobState::Failed { failure } => explanation.failure = Some(failure.clone()),
         JobState::Assigned(_)
@@ -240,6 +264,11 @@ fn told(job: &Job, now: Timestamp) -> (ReasonCode, String, String) {
             ReasonCode::Held,
             "the job is held and does not stand in the queue".to_owned(),
             "release the job to let it into the queue",
+        ),
+        JobState::Held { reason: HoldReason::Dependencies } => say(
+            ReasonCode::WaitsForJobs,
+            "the jobs that it depends on have just succeeded".to_owned(),
+            "wait until the manager has seen it, which takes seconds",
         ),
         JobState::Queued { not_before, .. } => {
             let summary = match not_before.filter(|&time| time > now) {
@@ -298,6 +327,24 @@ fn next_step_after(failure: &Failure) -> &'static str {
         FailureClass::Policy => "raise the limit that is named, then retry the job",
         FailureClass::Internal => "retry the job and report the failure: it is a defect of Telecine",
     }
+}
+
+/// Names the jobs that are waited for, the first of them.
+fn explain_dependencies(explanation: &mut Explanation, dependencies: &[Dependency]) {
+    let Some(first) = dependencies.first() else { return };
+    let named = dependencies.iter().take(MAX_NAMED).map(|dependency| match dependency.state {
+        Some(state) => format!("{} ({state})", dependency.job),
+        None => format!("{} (not kept any more)", dependency.job),
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = match dependencies.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    explanation.summary = format!("it depends on jobs that have not succeeded yet: {named}{more}");
+    explanation.next_step =
+        format!("wait, or see what keeps the first: `telecine jobs explain {}`", first.job);
+    explanation.dependencies = dependencies.to_vec();
 }
 
 /// What keeps a queued job from running: a pause, then a limit, then want of room, then its turn.

@@ -55,6 +55,7 @@ pub(crate) fn spec() -> JobSpec {
         retry: RetryPolicy::default(),
         timeouts: Timeouts::default(),
         origin: Origin::Api,
+        depends_on: BTreeSet::new(),
     }
 }
 

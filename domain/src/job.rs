@@ -1,6 +1,6 @@
 //! A job: what was asked for, and where it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use semver::Version;
@@ -25,6 +25,9 @@ pub const MAX_PRIORITY: u16 = 1000;
 /// Most bytes of a specification as JSON when a job is accepted. What is accepted can be handed to a worker: messages
 /// allow more than this (see `proto::convert::MAX_DOCUMENT_BYTES`), since labels may be changed later.
 pub const MAX_SPEC_BYTES: usize = 400 * 1024;
+
+/// Most jobs that a job may depend on.
+pub const MAX_DEPENDENCIES: usize = 100;
 
 /// Everything that was decided when the job was accepted; never changes but for priority and labels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +58,10 @@ pub struct JobSpec {
     pub timeouts: Timeouts,
     /// Where it came from.
     pub origin: Origin,
+    /// Jobs of its account that must have succeeded before it is queued, at most [`MAX_DEPENDENCIES`]. They were there
+    /// before it, so that there is no cycle.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub depends_on: BTreeSet<JobId>,
 }
 
 /// The engine version a job was pinned to.
@@ -190,6 +197,8 @@ pub struct Job {
 pub enum HoldReason {
     /// Somebody asked for it.
     Manual,
+    /// Not all jobs that it depends on have succeeded yet.
+    Dependencies,
 }
 
 /// The attempt that has the right to run a job, and where.

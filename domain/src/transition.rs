@@ -21,6 +21,13 @@ pub enum JobEvent {
     Hold(HoldReason),
     /// Let it into the queue.
     Release,
+    /// All jobs that it depends on have succeeded.
+    DependenciesDone,
+    /// A job that it depends on will not succeed.
+    DependencyFailed {
+        /// Which, and what to do.
+        failure: Failure,
+    },
     /// Give the right to run to an instance; the next attempt and epoch are handed out.
     Assign {
         /// The instance.
@@ -101,6 +108,8 @@ pub fn apply(job: &Job, event: JobEvent, now: Timestamp) -> Outcome {
     match event {
         JobEvent::Hold(reason) => hold(job, reason, now),
         JobEvent::Release => release(job, now),
+        JobEvent::DependenciesDone => dependencies_done(job, now),
+        JobEvent::DependencyFailed { failure } => dependency_failed(job, failure, now),
         JobEvent::Assign { instance } => assign(job, instance, now),
         JobEvent::Started { epoch } => under(job, epoch, |run| started(job, run, now)),
         JobEvent::EngineRunning { epoch } => under(job, epoch, |run| engine_running(job, run, now)),
@@ -143,38 +152,60 @@ fn illegal(job: &Job) -> Outcome {
 }
 
 fn hold(job: &Job, reason: HoldReason, now: Timestamp) -> Outcome {
-    match job.state.name() {
-        StateName::Queued => applied(moved(job, JobState::Held { reason }, now)),
-        StateName::Held => Outcome::Stale,
-        StateName::Assigned
-        | StateName::Starting
-        | StateName::Running
-        | StateName::Finalizing
-        | StateName::Canceling
-        | StateName::Succeeded
-        | StateName::Failed
-        | StateName::Canceled
-        | StateName::Expired => illegal(job),
+    match &job.state {
+        JobState::Queued { .. } => applied(moved(job, JobState::Held { reason }, now)),
+        JobState::Held { reason: HoldReason::Manual } => Outcome::Stale,
+        // It would be let go by its dependencies all the same.
+        JobState::Held { reason: HoldReason::Dependencies }
+        | JobState::Assigned(_)
+        | JobState::Starting(_)
+        | JobState::Running(_)
+        | JobState::Finalizing { .. }
+        | JobState::Canceling { .. }
+        | JobState::Succeeded { .. }
+        | JobState::Failed { .. }
+        | JobState::Canceled
+        | JobState::Expired => illegal(job),
     }
 }
 
+/// Whoever holds a queued job may let it go again: its dependencies have succeeded before it was queued.
 fn release(job: &Job, now: Timestamp) -> Outcome {
-    match job.state.name() {
-        StateName::Held => {
-            let queued = JobState::Queued { not_before: None, last_failure: None };
-            applied(Job { queued_at: Some(job.queued_at.unwrap_or(now)), ..moved(job, queued, now) })
-        }
-        StateName::Queued => Outcome::Stale,
-        StateName::Assigned
-        | StateName::Starting
-        | StateName::Running
-        | StateName::Finalizing
-        | StateName::Canceling
-        | StateName::Succeeded
-        | StateName::Failed
-        | StateName::Canceled
-        | StateName::Expired => illegal(job),
+    match &job.state {
+        JobState::Held { reason: HoldReason::Manual } => applied(enqueued(job, now)),
+        JobState::Queued { .. } => Outcome::Stale,
+        JobState::Held { reason: HoldReason::Dependencies }
+        | JobState::Assigned(_)
+        | JobState::Starting(_)
+        | JobState::Running(_)
+        | JobState::Finalizing { .. }
+        | JobState::Canceling { .. }
+        | JobState::Succeeded { .. }
+        | JobState::Failed { .. }
+        | JobState::Canceled
+        | JobState::Expired => illegal(job),
     }
+}
+
+fn enqueued(job: &Job, now: Timestamp) -> Job {
+    let queued = JobState::Queued { not_before: None, last_failure: None };
+    Job { queued_at: Some(job.queued_at.unwrap_or(now)), ..moved(job, queued, now) }
+}
+
+fn dependencies_done(job: &Job, now: Timestamp) -> Outcome {
+    if waits_for_dependencies(job) { applied(enqueued(job, now)) } else { illegal(job) }
+}
+
+fn dependency_failed(job: &Job, failure: Failure, now: Timestamp) -> Outcome {
+    if waits_for_dependencies(job) {
+        applied(moved(job, JobState::Failed { failure }, now))
+    } else {
+        illegal(job)
+    }
+}
+
+fn waits_for_dependencies(job: &Job) -> bool {
+    matches!(job.state, JobState::Held { reason: HoldReason::Dependencies })
 }
 
 fn assign(job: &Job, instance: InstanceId, now: Timestamp) -> Outcome {

@@ -243,6 +243,9 @@ pub(crate) async fn reconcile(lead: Arc<Lead>) {
         if let Err(error) = compare(&lead).await {
             warn!(region = %lead.region, %error, "the queue was not compared with the table; it is tried again");
         }
+        if let Err(error) = sweep::dependencies(&lead.backend, &lead.region, lead.now()).await {
+            warn!(region = %lead.region, %error, "jobs that wait for others were not looked at; it is tried again");
+        }
         if Instant::now() >= sweep_at {
             sweep_at = Instant::now() + lead.config.sweep;
             if let Err(error) = sweep_up(&lead).await {

@@ -22,7 +22,7 @@ pub struct Explanation {
     /// The state it is in.
     #[schema(value_type = String)]
     pub state: StateName,
-    /// The reason, for programs: `held`, `paused_after_failure`, `limit_reached`, `no_instance`, `no_runtime`, `too_large`,
+    /// The reason, for programs: `held`, `waits_for_jobs`, `paused_after_failure`, `limit_reached`, `no_instance`, `no_runtime`, `too_large`,
     /// `instance_starting`, `instance_wanted`, `pools_closed`, `none_ready`, `all_busy`, `waits_for_turn`, or the state.
     #[schema(value_type = String)]
     pub code: domain::ReasonCode,
@@ -36,6 +36,8 @@ pub struct Explanation {
     pub blocking: Option<Blocking>,
     /// The limit of attempts at the same time that keeps it from running.
     pub limit: Option<Limit>,
+    /// The jobs that it waits for: those of its dependencies that have not succeeded.
+    pub dependencies: Vec<Dependency>,
     /// The instances that do not take it, the nearest first.
     pub refusals: Vec<Refusal>,
     /// The instance that would take it now.
@@ -84,6 +86,17 @@ pub struct Limit {
     pub limit: u32,
     /// How many there are.
     pub running: u32,
+}
+
+/// A job that another depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Dependency {
+    /// The job.
+    #[schema(value_type = String)]
+    pub job_id: JobId,
+    /// The state it is in; null when it is not kept any more.
+    #[schema(value_type = Option<String>)]
+    pub state: Option<StateName>,
 }
 
 /// An instance that would take a job.
@@ -166,6 +179,11 @@ impl From<domain::Explanation> for Explanation {
                 limit: limit.limit,
                 running: limit.running,
             }),
+            dependencies: from
+                .dependencies
+                .into_iter()
+                .map(|one| Dependency { job_id: one.job, state: one.state })
+                .collect(),
             refusals: from.refusals.into_iter().map(Refusal::from).collect(),
             taker: from.taker.map(|taker| Taker {
                 instance_id: taker.instance,

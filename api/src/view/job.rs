@@ -1,6 +1,6 @@
 //! A job as callers see it, and what they send to make or change one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use telecine_domain::id::{AccountId, FactoryId, InstanceId, JobId, StoreId, WatchRuleId};
@@ -71,6 +71,9 @@ pub struct Job {
     pub outputs: BTreeMap<String, ObjectPlace>,
     /// What was published, once it was.
     pub published: Vec<PublishedObject>,
+    /// Jobs that must have succeeded before it is queued.
+    #[schema(value_type = Vec<String>)]
+    pub depends_on: BTreeSet<JobId>,
     /// When it was accepted.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -96,7 +99,7 @@ pub struct Job {
 /// Why a job is where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StateReason {
-    /// Stable word: `manual`, `pause_after_failure`, `cancel_requested` or `total_timeout`.
+    /// Stable word: `manual`, `dependencies`, `pause_after_failure`, `cancel_requested` or `total_timeout`.
     pub code: String,
     /// For people.
     pub message: String,
@@ -199,6 +202,7 @@ impl From<domain::Job> for Job {
             inputs: inputs.collect(),
             outputs: outputs.map(|(slot, location)| (slot.to_string(), location.into())).collect(),
             published,
+            depends_on: job.spec.depends_on,
             created_at: job.created_at,
             queued_at: job.queued_at,
             finished_at: state.is_terminal().then_some(job.state_since),
@@ -251,6 +255,9 @@ fn state_reason(state: &JobState) -> Option<StateReason> {
     match state {
         JobState::Held { reason: domain::HoldReason::Manual } => {
             reason("manual", "somebody held it; release it to let it into the queue", None)
+        }
+        JobState::Held { reason: domain::HoldReason::Dependencies } => {
+            reason("dependencies", "it waits until the jobs that it depends on have succeeded", None)
         }
         JobState::Queued { not_before: Some(time), .. } => {
             reason("pause_after_failure", "it is tried again after a pause", Some(*time))
@@ -424,6 +431,11 @@ pub struct SubmitJob {
     /// Accept it, but keep it out of the queue until it is released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<bool>,
+    /// Jobs of the account, accepted before, that must have succeeded before this one is queued; at most 100. It fails
+    /// when one of them does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 100)]
+    pub depends_on: Option<Vec<String>>,
 }
 
 /// What to read, what to do, where to write.

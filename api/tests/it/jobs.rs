@@ -106,6 +106,25 @@ async fn an_estimate_says_everything_that_is_wrong_and_writes_nothing() {
 }
 
 #[tokio::test]
+async fn a_job_that_depends_on_another_is_held_and_says_so() {
+    let studio = Studio::new().await;
+    let first = studio.submitted().await;
+    let mut request = studio.request();
+    request["depends_on"] = json!([first["id"]]);
+    let job = studio.app.post("/v1/jobs", &request).await.expect(201);
+    assert_eq!((&job["state"], &job["depends_on"]), (&json!("held"), &json!([first["id"]])));
+    assert_eq!(job["state_reason"]["code"], "dependencies");
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    studio.app.post(&format!("{path}/release"), &json!({})).await.problem(409, "illegal_state");
+    let explained = studio.app.get(&format!("{path}/explain")).await.expect(200);
+    let waits = json!([{"job_id": first["id"], "state": "queued"}]);
+    assert_eq!((&explained["code"], &explained["dependencies"]), (&json!("waits_for_jobs"), &waits));
+    request["depends_on"] = json!([first["id"], "nonsense", 7]);
+    let problem = studio.app.post("/v1/jobs", &request).await.problem(422, "invalid_request");
+    assert_eq!(pointers(&problem), ["/depends_on/1", "/depends_on/2"]);
+}
+
+#[tokio::test]
 async fn a_job_goes_on_with_the_trace_of_its_caller() {
     let studio = Studio::new().await;
     let (app, request) = (&studio.app, studio.request());

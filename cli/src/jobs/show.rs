@@ -108,6 +108,7 @@ pub(crate) fn table(job: &Job, attempts: &[Attempt]) -> String {
             "labels",
             job.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", "),
         ),
+        ("waits for", job.depends_on.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         ("origin", origin(job)),
         ("created", time(job.created_at)),
         ("finished", job.finished_at.map(time).unwrap_or_default()),

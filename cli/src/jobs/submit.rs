@@ -23,6 +23,8 @@ const EXAMPLES: &str = r#"Examples:
       telecine jobs submit --service transform --file - --cpu 4 --memory 8GiB < composition.json
   What a factory does, for one object:
       telecine jobs submit --factory fac_01kaj... --input incoming/clip.mov --label team=news
+  What begins when another job has succeeded:
+      telecine jobs submit --service qualify --file check.json --depends-on job_01kaj...
 
 A composition names inputs, processing and outputs; a store by id or name:
       {"inputs": {"source": {"store": "media", "key": "clip.mov"}},
@@ -85,6 +87,9 @@ pub(super) struct Request {
     /// GPUs
     #[arg(long, value_name = "COUNT", help_heading = "What the job needs")]
     gpus: Option<u64>,
+    /// A job that must have succeeded before this one is queued; may be given several times
+    #[arg(long, value_name = "JOB")]
+    depends_on: Vec<String>,
     /// Retries after failures of the engine [default: 0]
     #[arg(long, value_name = "COUNT", help_heading = "Limits")]
     retries: Option<u32>,
@@ -144,6 +149,9 @@ impl Request {
             let labels: Map<_, _> =
                 self.labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
             set("labels", Some(labels.into()));
+        }
+        if !self.depends_on.is_empty() {
+            set("depends_on", Some(json!(self.depends_on)));
         }
         if let Some(file) = &self.file {
             set("composition", Some(document::read(file).await?));

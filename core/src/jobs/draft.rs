@@ -3,14 +3,17 @@
 use serde_json::Value;
 use telecine_domain::composition::{Composition, InvalidComposition};
 use telecine_domain::factory::{CompositionError, Factory, JobDefaults};
-use telecine_domain::id::{FactoryId, RegionName, ServiceName, StoreId};
-use telecine_domain::job::{Job, Origin, RetryPolicy, Timeouts};
+use telecine_domain::id::{FactoryId, JobId, RegionName, ServiceName, StoreId};
+use telecine_domain::job::{Job, MAX_DEPENDENCIES, Origin, RetryPolicy, Timeouts};
 use telecine_domain::location::ObjectKey;
 use telecine_domain::resources::Resources;
 
 use super::catalog::{Catalog, LookupError};
 use crate::jobs::{check_labels, check_priority};
 use crate::problem::{Fields, Problem, child, wrong_type};
+
+/// Where problems of dependencies are.
+pub(crate) const DEPENDS_ON: &str = "/depends_on";
 
 /// What is asked for. A part that could not be read is `None`; then there is a problem that says so.
 #[derive(Clone, Debug)]
@@ -36,6 +39,7 @@ pub(crate) struct Draft {
     /// The factory whose job it is, a retry's original included.
     pub(crate) factory: Option<FactoryId>,
     pub(crate) hold: bool,
+    pub(crate) depends_on: Vec<JobId>,
 }
 
 impl Draft {
@@ -57,6 +61,7 @@ impl Draft {
             origin: Origin::Api,
             factory: None,
             hold: false,
+            depends_on: Vec::new(),
         }
     }
 
@@ -109,6 +114,7 @@ impl Draft {
             origin: Origin::Retry(job.id),
             factory,
             hold: false,
+            depends_on: spec.depends_on.into_iter().collect(),
         }
     }
 }
@@ -228,6 +234,36 @@ fn read_rest(fields: &mut Fields<'_>, draft: &mut Draft, problems: &mut Vec<Prob
         draft.timeouts = overlaid(&draft.timeouts, timeouts, "/timeouts", problems);
     }
     draft.hold = fields.parsed("hold", problems).unwrap_or(false);
+    draft.depends_on =
+        fields.raw("depends_on").map(|named| dependencies(named, problems)).unwrap_or_default();
+    if draft.hold && !draft.depends_on.is_empty() {
+        let message = "a job with dependencies is held until they have succeeded anyway; leave `hold` out";
+        problems.push(Problem::new("/hold", "conflict", message));
+    }
+}
+
+/// The jobs that are named; what names none is a problem where it stands.
+fn dependencies(named: &Value, problems: &mut Vec<Problem>) -> Vec<JobId> {
+    let Some(named) = named.as_array() else {
+        problems.push(wrong_type(DEPENDS_ON, "an array of job ids", named));
+        return Vec::new();
+    };
+    if named.len() > MAX_DEPENDENCIES {
+        let message = format!("{} dependencies; at most {MAX_DEPENDENCIES} are allowed", named.len());
+        problems.push(Problem::new(DEPENDS_ON, "too_many", message));
+        return Vec::new();
+    }
+    let mut found = Vec::with_capacity(named.len());
+    for (index, one) in named.iter().enumerate() {
+        match one.as_str().and_then(|id| id.parse().ok()) {
+            Some(id) => found.push(id),
+            None => {
+                let message = "this is not the id of a job; an id looks like job_01kaj…";
+                problems.push(Problem::new(child(DEPENDS_ON, &index.to_string()), "invalid_value", message));
+            }
+        }
+    }
+    found
 }
 
 /// `base` with the fields of `patch` in place of its own; what does not fit is a problem and changes nothing.

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use telecine_domain::composition::Composition;
-use telecine_domain::id::{FactoryId, RegionName, SlotName, StoreId};
-use telecine_domain::job::{JobSpec, MAX_SPEC_BYTES, PinnedEngine, PinnedInput};
+use telecine_domain::id::{FactoryId, JobId, RegionName, SlotName, StoreId};
+use telecine_domain::job::{HoldReason, JobSpec, MAX_SPEC_BYTES, PinnedEngine, PinnedInput};
 use telecine_domain::location::Location;
 use telecine_domain::resources::Resources;
 use telecine_domain::store::{Permission, Store};
 
 use super::catalog::{Catalog, Engine, Found, LookupError};
-use super::draft::{Draft, no_store, overlaid};
+use super::draft::{DEPENDS_ON, Draft, no_store, overlaid};
 use crate::fleet;
 use crate::problem::{Problem, child};
+use crate::sweep::{self, Fate};
 
 /// Most of a schema's complaints that are repeated.
 const MAX_SCHEMA_PROBLEMS: usize = 50;
@@ -24,7 +25,8 @@ const MAX_SCHEMA_PROBLEMS: usize = 50;
 pub(crate) struct Resolved {
     pub(crate) spec: JobSpec,
     pub(crate) factory: Option<FactoryId>,
-    pub(crate) hold: bool,
+    /// Why it is not queued at once.
+    pub(crate) hold: Option<HoldReason>,
 }
 
 /// Looks up and checks everything that `draft` names. `problems` are those that were found before; with any, or with
@@ -44,6 +46,7 @@ pub(crate) async fn resolve(
         inputs = pinned_inputs(catalog, composition, &stores, draft.at, &mut problems).await?;
         region = region.or_else(|| region_of(composition, &stores, draft.at));
     }
+    let waits = waits_for(catalog, &draft.depends_on, &mut problems).await?;
     if region.is_none() && draft.composition.is_some() {
         region = catalog.default_region().await?.map(|region| (region, "/region".to_owned()));
     }
@@ -72,12 +75,44 @@ pub(crate) async fn resolve(
         retry: draft.retry,
         timeouts: draft.timeouts,
         origin: draft.origin,
+        depends_on: draft.depends_on.into_iter().collect(),
     };
     // Everything that was pinned counts: a job that no message can carry would wait for ever.
     if let Some(problem) = too_large(&spec, "the job with its pinned inputs", draft.at) {
         return Ok(Err(vec![problem]));
     }
-    Ok(Ok(Resolved { spec, factory: draft.factory, hold: draft.hold }))
+    let waits = waits.then_some(HoldReason::Dependencies);
+    let hold = draft.hold.then_some(HoldReason::Manual).or(waits);
+    Ok(Ok(Resolved { spec, factory: draft.factory, hold }))
+}
+
+/// Whether the job has to wait for one of those it depends on. They are there already, so that no cycle can be made.
+async fn waits_for(
+    catalog: &Catalog<'_>,
+    depends_on: &[JobId],
+    problems: &mut Vec<Problem>,
+) -> Result<bool, LookupError> {
+    let mut waits = false;
+    for (index, id) in depends_on.iter().enumerate() {
+        let mut wrong = |code, message: String| {
+            problems.push(Problem::new(child(DEPENDS_ON, &index.to_string()), code, message));
+        };
+        match super::find(catalog.backend, catalog.account, *id).await? {
+            None => wrong("unknown_job", format!("there is no job {id}; submit it first")),
+            Some(job) => match sweep::fate(job.state.name()) {
+                Fate::Succeeded => {}
+                Fate::Open => waits = true,
+                Fate::Lost => {
+                    let state = job.state.name();
+                    wrong(
+                        "dependency_failed",
+                        format!("{id} is {state} and will not succeed; retry it and name that job"),
+                    );
+                }
+            },
+        }
+    }
+    Ok(waits)
 }
 
 async fn engine_of(

@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use telecine_domain::id::{AccountId, JobId};
-use telecine_domain::job::{HoldReason, Job};
+use telecine_domain::job::Job;
 use telecine_domain::time::Timestamp;
 use telecine_domain::trace::TraceId;
 
@@ -99,7 +99,7 @@ impl From<IdempotencyError> for SubmitError {
 }
 
 /// Submits one job: `{service, composition}` or `{factory, input}`, and optionally `engine_version`, `region`,
-/// `resources`, `priority`, `labels`, `retry`, `timeouts`, `hold`. Stores are named by id or name.
+/// `resources`, `priority`, `labels`, `retry`, `timeouts`, `hold`, `depends_on`. Stores are named by id or name.
 ///
 /// # Errors
 /// `Invalid` with everything that is wrong, `KeyReused`, `Gone`, `Lookup`.
@@ -387,8 +387,7 @@ pub(crate) async fn settle(
 }
 
 pub(crate) fn recorded(account: AccountId, id: JobId, resolved: Resolved, now: Timestamp) -> Recorded {
-    let hold = resolved.hold.then_some(HoldReason::Manual);
-    let job = Job::accepted(id, account, resolved.spec, hold, now);
+    let job = Job::accepted(id, account, resolved.spec, resolved.hold, now);
     Recorded { job, factory: resolved.factory }
 }
 

@@ -24,6 +24,7 @@ const NOTHING: Facts<'_> = Facts {
     position: Position { before: 0, perhaps_before: 0, is_partial: false, highest_priority: None },
     limit: None,
     start: Start::Unknown { because: UnknownStart::NothingTakesIt },
+    dependencies: &[],
 };
 
 const fn behind(before: u64) -> Position {
@@ -332,6 +333,26 @@ JOB is held: the job is held and does not stand in the queue
   start:     unknown: it waits for something that has no time
   next step: release the job to let it into the queue";
     reads(&held, &NOTHING, ReasonCode::Held, text);
+}
+
+#[test]
+fn held_until_other_jobs_have_succeeded() {
+    let mut waiting = job(1);
+    waiting.state = JobState::Held { reason: HoldReason::Dependencies };
+    let on = |number, state| Dependency { job: crate::fixture::job_id(number), state };
+    let states = [Some(StateName::Running), Some(StateName::Queued), None, Some(StateName::Held)];
+    let dependencies: Vec<Dependency> = (2..).zip(states).map(|(number, state)| on(number, state)).collect();
+    let [a, b, c] = [2, 3, 4].map(|number| crate::fixture::job_id(number).to_string());
+    let text = format!(
+        "\
+JOB is held: it depends on jobs that have not succeeded yet: {a} (running), {b} (queued), {c} (not kept any more) and 1 more
+  start:     unknown: it waits for something that has no time
+  next step: wait, or see what keeps the first: `telecine jobs explain {a}`"
+    );
+    let facts = Facts { dependencies: &dependencies, ..NOTHING };
+    let explanation = reads(&waiting, &facts, ReasonCode::WaitsForJobs, &text);
+    assert_eq!(explanation.dependencies, dependencies);
+    assert_eq!(explain(&waiting, &NOTHING, at(1)).code, ReasonCode::WaitsForJobs, "they have just succeeded");
 }
 
 fn run_until_failed(class: FailureClass) -> Job {

@@ -12,19 +12,20 @@ use crate::fixture::{at, failure, instance_id, job, manifest, sealed};
 /// `last` beyond it; `early` is an assignment inside the pause after a failure; `due` and `not due` are before and
 /// after the deadline. `stopping` is `canceling` because of the total timeout.
 const TABLE: &str = "
-           hold release assign   early started  engine  grant      grant=  published bytes-lost again  last   interrupted cancel    stopped  queue-due queue-not total-due total-not
-held       =    queued  x        x     =        =       =          =       =         =          =      =      =           canceled  =        x         x         failed    =
-queued     held =       assigned x     =        =       =          =       =         =          =      =      =           canceled  =        expired   =         failed    =
-assigned   x    x       x        x     starting running finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =
-starting   x    x       x        x     =        running finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =
-running    x    x       x        x     =        =       finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =
-finalizing x    x       x        x     =        =       x          =       succeeded failed     x      x      x           x         x        x         x         x         x
-canceling  x    x       x        x     x        x       x          x       x         x          canceled canceled canceled =        canceled x         x         =         =
-stopping   x    x       x        x     x        x       x          x       x         x          failed failed failed      =         failed   x         x         =         =
-succeeded  x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        x         x         x         x
-failed     x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        x         x         x         x
-canceled   x    x       x        x     =        =       =          =       =         =          =      =      =           =         =        x         x         =         x
-expired    x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        =         =         x         x
+           hold release assign   early started  engine  grant      grant=  published bytes-lost again  last   interrupted cancel    stopped  queue-due queue-not total-due total-not deps-done deps-lost
+held       =    queued  x        x     =        =       =          =       =         =          =      =      =           canceled  =        x         x         failed    =         x         x
+waiting    x    x       x        x     =        =       =          =       =         =          =      =      =           canceled  =        x         x         failed    =         queued    failed
+queued     held =       assigned x     =        =       =          =       =         =          =      =      =           canceled  =        expired   =         failed    =         x         x
+assigned   x    x       x        x     starting running finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =         x         x
+starting   x    x       x        x     =        running finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =         x         x
+running    x    x       x        x     =        =       finalizing finalizing x      x          queued failed queued      canceling x        x         x         stopping  =         x         x
+finalizing x    x       x        x     =        =       x          =       succeeded failed     x      x      x           x         x        x         x         x         x         x         x
+canceling  x    x       x        x     x        x       x          x       x         x          canceled canceled canceled =        canceled x         x         =         =         x         x
+stopping   x    x       x        x     x        x       x          x       x         x          failed failed failed      =         failed   x         x         =         =         x         x
+succeeded  x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        x         x         x         x         x         x
+failed     x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        x         x         x         x         x         x
+canceled   x    x       x        x     =        =       =          =       =         =          =      =      =           =         =        x         x         =         x         x         x
+expired    x    x       x        x     =        =       =          =       =         =          =      =      =           x         =        =         =         x         x         x         x
 ";
 
 /// What a job of the table is worth at its limits.
@@ -67,6 +68,7 @@ fn in_row(row: &str, budget_left: bool, paused: bool) -> Job {
     let last_failure = Some(failure(FailureClass::Engine));
     let state = match row {
         "held" => JobState::Held { reason: HoldReason::Manual },
+        "waiting" => JobState::Held { reason: HoldReason::Dependencies },
         "queued" => JobState::Queued { not_before: paused.then(|| at(2)), last_failure },
         "assigned" => JobState::Assigned(run()),
         "starting" => JobState::Starting(run()),
@@ -103,6 +105,8 @@ fn event(column: &str, epoch: Epoch, class: FailureClass) -> (JobEvent, Timestam
     match column {
         "hold" => (JobEvent::Hold(HoldReason::Manual), now),
         "release" => (JobEvent::Release, now),
+        "deps-done" => (JobEvent::DependenciesDone, now),
+        "deps-lost" => (JobEvent::DependencyFailed { failure }, now),
         "assign" => (JobEvent::Assign { instance: instance_id(2) }, at(2)),
         "early" => (JobEvent::Assign { instance: instance_id(2) }, now),
         "started" => (JobEvent::Started { epoch }, now),
@@ -126,6 +130,7 @@ fn event(column: &str, epoch: Epoch, class: FailureClass) -> (JobEvent, Timestam
 fn row_of(job: &Job) -> &'static str {
     match &job.state {
         JobState::Canceling { cause: StopCause::TotalTimeout, .. } => "stopping",
+        JobState::Held { reason: HoldReason::Dependencies } => "waiting",
         state => state.name().as_str(),
     }
 }

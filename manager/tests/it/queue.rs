@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use telecine_core::jobs;
+use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::id::RegionName;
-use telecine_domain::job::StateName;
+use telecine_domain::job::{JobState, StateName};
 use telecine_manager::ManagerConfig;
 
 use crate::agent::{Coordinator, Habit, Worker, coordinator_identity, hello, instance, manifest};
@@ -115,4 +116,34 @@ async fn two_regions_share_a_manager_and_nothing_else() {
     // A coordinator of one region gets nothing signed of the other.
     let foreign = world.job(job_there).await.live_attempt().unwrap();
     assert_eq!(here.sign(foreign).await.unwrap_err().code, "stale");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_follows_what_it_depends_on_although_the_manager_dies_in_between() {
+    let mut world = World::new().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let first = world.submit("first.mp4", json!({})).await;
+    let second = world.submit("second.mp4", json!({"depends_on": [first]})).await;
+    let third = world.submit("third.mp4", json!({"depends_on": [first, second]})).await;
+    let attempt = coordinator.assigned().await;
+    assert_eq!(attempt.job, first);
+    let worker = Worker::start(&world, &coordinator, attempt).await;
+    worker.enter("running").await;
+    tokio::time::sleep(SOON).await;
+    assert_eq!(world.job(second).await.state.name(), StateName::Held);
+    worker.seal(manifest(world.store, "first.mp4", attempt)).await;
+    worker.published().await;
+    // It dies at once, most likely before it has looked at who waited for that.
+    world.kill().await;
+    coordinator.die().await;
+    world.start().await;
+    let mut coordinator = Coordinator::attach(&world, instance(1)).await;
+    let attempt = coordinator.assigned().await;
+    assert_eq!(attempt.job, second);
+    let worker = Worker::start(&world, &coordinator, attempt).await;
+    let input = Failure::new(FailureClass::Input, "bad_input", "made to fail");
+    worker.ended(Some(input), false).await;
+    let failed = world.wait_for(third, StateName::Failed, SOON).await;
+    let JobState::Failed { failure } = failed.state else { panic!("{failed:?}") };
+    assert_eq!((failure.class, failure.code.as_str()), (FailureClass::Policy, "dependency_failed"));
 }

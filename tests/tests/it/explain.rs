@@ -115,3 +115,19 @@ fn an_estimate_tells_the_price_at_first_and_what_was_learned_after_a_restart() {
     let took = after["duration"]["p50_ms"].as_u64().expect("a number");
     assert!((900..20_000).contains(&took), "{after}");
 }
+
+#[test]
+fn a_job_that_depends_on_another_is_explained_and_follows_it() {
+    let (up, _settings) = with_settings(ONE);
+    up.publish("second", "16MiB", &["--program", "/bin/sleep", "--argument", "6"]);
+    let first = submit(&up, "second", &[]);
+    let then = submit(&up, "second", &["--depends-on", &first]);
+    tells(
+        &up,
+        &then,
+        "waits_for_jobs",
+        &[&format!("{first} ("), "next step: wait, or see what keeps the first"],
+    );
+    assert_eq!(up.finished(&first)["state"], "succeeded");
+    assert_eq!(up.finished(&then)["state"], "succeeded");
+}
