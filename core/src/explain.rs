@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 
 use telecine_domain::explain::{
-    self, Counts, Dependency, Explanation, Facts, PoolNow, Position, ReachedLimit, launchable,
+    self, Closed, Counts, Dependency, Explanation, Facts, PoolNow, Position, ReachedLimit, launchable,
 };
 use telecine_domain::forecast::{self, Before, Holds, MAX_BEFORE, Outlook, Start, UnknownStart, Within};
 use telecine_domain::id::{AccountId, JobId, RegionName};
@@ -17,7 +17,7 @@ use tracing::warn;
 
 use crate::backend::Backend;
 use crate::record::{Listed, RecordError};
-use crate::{dispatch, durations, fleet, jobs, limits, pools};
+use crate::{autoscale, dispatch, durations, fleet, jobs, limits, pools};
 
 /// Most queued, and most live, jobs that are looked at; beyond it a position is a lower bound.
 const MAX_COUNTED: usize = 10_000;
@@ -86,7 +86,7 @@ async fn unfinished(backend: &Backend, job: &Job) -> Result<Vec<Dependency>, Rec
 async fn queued(backend: &Backend, job: &Job, now: Timestamp) -> Result<Explanation, RecordError> {
     let region = &job.spec.region;
     let instances = fleet::instances(backend, region).await?;
-    let pools = pools_of(backend, region).await?;
+    let pools = pools_of(backend, region, now).await?;
     let limits = limits::of(backend, region).await?;
     let live = Live::of(backend, job).await?;
     let ahead = Ahead::of(backend, job, now).await?;
@@ -125,18 +125,25 @@ fn not_before(job: &Job) -> Option<Timestamp> {
     if let JobState::Queued { not_before, .. } = &job.state { *not_before } else { None }
 }
 
-/// The pools of a region as they are now. One of which the provider says nothing is left out: an explanation without it
-/// is better than none.
-pub(crate) async fn pools_of(backend: &Backend, region: &RegionName) -> Result<Vec<PoolNow>, RecordError> {
+/// The pools of a region as they are now, with what keeps each from being launched by the reasons of the last decision:
+/// one is recorded whenever they change. A pool of which the provider says nothing is left out: an explanation without
+/// it is better than none.
+pub(crate) async fn pools_of(
+    backend: &Backend,
+    region: &RegionName,
+    now: Timestamp,
+) -> Result<Vec<PoolNow>, RecordError> {
+    let last = autoscale::list(backend, Some(region), 1, None).await?.items.pop();
+    let reasons = last.map(|decided| decided.decision.reasons).unwrap_or_default();
     let mut found = Vec::new();
     for pool in pools::list(backend).await?.into_iter().filter(|pool| pool.region == *region) {
         match pools::now(backend, pool).await {
-            Ok(now) => {
-                let running = now.status.instances.iter().filter(|instance| instance.running).count();
-                let changing = now.status.instances.len() - running;
+            Ok(pools::PoolNow { pool, status }) => {
+                let running = status.instances.iter().filter(|instance| instance.running).count();
                 let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-                let changing = count(changing).saturating_add(now.status.pending);
-                found.push(PoolNow { pool: now.pool, running: count(running), changing, closed: None });
+                let changing = count(status.instances.len() - running).saturating_add(status.pending);
+                let closed = Closed::by(&reasons, &pool.name, now);
+                found.push(PoolNow { pool, running: count(running), changing, closed });
             }
             Err(error) => warn!(%region, %error, "a pool is left out of an explanation"),
         }

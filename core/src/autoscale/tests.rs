@@ -2,6 +2,7 @@
 
 mod cloud;
 mod drains;
+mod explained;
 mod launching;
 mod records;
 
