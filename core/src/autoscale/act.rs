@@ -41,7 +41,7 @@ pub(super) async fn carry_out(
         refused: 0,
         retired: 0,
         forgotten: 0,
-        problems: world.strange.iter().map(|pool| format!("the provider knows no pool {pool}")).collect(),
+        problems: world.notes.clone(),
     };
     let mut act = Act { backend, world, now, ticked };
     for launch in committed.launches {
@@ -78,7 +78,12 @@ impl Act<'_> {
         let asked = self.backend.instances.launch(&launch.pool, launch.left);
         let answer = match tokio::time::timeout(ANSWER, asked).await {
             Ok(Ok(())) => Answer::Asked,
-            Ok(Err(error @ (InstancesError::NoCapacity { .. } | InstancesError::NoSuchPool(_)))) => {
+            Ok(Err(
+                error @ (InstancesError::NoCapacity { .. }
+                | InstancesError::NoSuchPool(_)
+                | InstancesError::NoSuchInstance { .. }
+                | InstancesError::NotSupported(_)),
+            )) => {
                 self.problem(&error);
                 Answer::Refused
             }
@@ -286,6 +291,9 @@ impl Act<'_> {
 const fn is_silent(state: InstanceState) -> bool {
     match state {
         InstanceState::Disconnected | InstanceState::Lost => true,
-        InstanceState::Ready | InstanceState::Unhealthy | InstanceState::Draining => false,
+        InstanceState::Ready
+        | InstanceState::Unhealthy
+        | InstanceState::Draining
+        | InstanceState::Cordoned => false,
     }
 }

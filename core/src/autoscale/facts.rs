@@ -119,6 +119,8 @@ fn described(facts: InstanceFacts, seen: &Instance, now: Timestamp) -> InstanceF
         // A record of before this was recorded says nothing of it.
         idle_since: seen.idle_since.max(facts.launched_at),
         expected_end: expected_end(seen, now),
+        notice: seen.notice,
+        rebalance: seen.rebalance,
         ..facts
     }
 }
@@ -139,7 +141,7 @@ fn life(bought: &Bought, seen: Option<&Instance>, cordoned: Option<&Cordoned>) -
     match (bought.state, seen.map(|seen| seen.state)) {
         (BoughtState::Failed { .. }, _) => Life::Terminating,
         (BoughtState::Booting, _) => Life::Booting,
-        (BoughtState::Ready, Some(InstanceState::Ready)) => Life::Ready,
+        (BoughtState::Ready, Some(InstanceState::Ready | InstanceState::Cordoned)) => Life::Ready,
         (
             BoughtState::Ready,
             Some(

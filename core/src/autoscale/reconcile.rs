@@ -1,7 +1,7 @@
 //! Brings the rows up to what the provider says: launches become instances or end, boots succeed or fail, money is
 //! counted. A pure step on the world as it was read, then one transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use telecine_domain::id::{InstanceId, PoolName, RegionName};
@@ -12,6 +12,7 @@ use super::rows::{Bought, BoughtState, Launch, LaunchState};
 use super::world::World;
 use crate::backend::Backend;
 use crate::layout;
+use crate::ports::instances::ProvidedInstance;
 use crate::ports::table::{MAX_WRITES, Write};
 use crate::record::{self, RecordError};
 
@@ -110,32 +111,44 @@ impl Step<'_> {
 
     /// What has said hello is ready; what has not for too long, or is gone without, has failed.
     fn follow_boots(&mut self, boot_limit: Duration) {
-        let listed: BTreeSet<InstanceId> = self.world.listed().map(|(_, one)| one.id).collect();
+        let words = |one: &ProvidedInstance| one.failed.clone();
+        let listed: BTreeMap<InstanceId, Option<String>> =
+            self.world.listed().map(|(_, one)| (one.id, words(one))).collect();
         let ids: Vec<InstanceId> = self.world.bought.keys().copied().collect();
         for id in ids {
             let bought = &self.world.bought[&id];
             let said_hello = self.world.instances.contains_key(&id);
             let is_known = self.world.status(&bought.pool).is_some();
-            let in_time = listed.contains(&id) && self.now < bought.since.after(boot_limit);
+            // The provider may know before the time is up.
+            let comes_up = listed.get(&id).is_some_and(Option::is_none);
+            let in_time = comes_up && self.now < bought.since.after(boot_limit);
             let next = match bought.state {
                 BoughtState::Booting | BoughtState::Failed { .. } if said_hello => BoughtState::Ready,
                 BoughtState::Booting if is_known && !in_time => BoughtState::Failed { at: self.now },
                 same @ (BoughtState::Booting | BoughtState::Ready | BoughtState::Failed { .. }) => same,
             };
             if next != bought.state && self.has_room() {
-                self.enter(id, next);
+                let words = listed.get(&id).cloned().flatten();
+                self.enter(id, next, words.as_deref());
             }
         }
     }
 
-    fn enter(&mut self, id: InstanceId, state: BoughtState) {
+    /// An instance comes to another state; `words` are the provider's, if it has failed.
+    fn enter(&mut self, id: InstanceId, state: BoughtState, words: Option<&str>) {
         let Some(bought) = self.world.bought.get_mut(&id) else { return };
         bought.state = state;
         self.bought.insert(id);
         let books = &mut self.world.books.value;
         match state {
             BoughtState::Ready => books.booted(&bought.pool),
-            BoughtState::Failed { at } => books.boot_failed(&bought.pool, at),
+            BoughtState::Failed { at } => {
+                books.boot_failed(&bought.pool, at);
+                let words = words.unwrap_or("it has not said hello in time, or is gone");
+                self.world
+                    .notes
+                    .push(format!("instance {id} of pool {} does not boot: {words}", bought.pool));
+            }
             BoughtState::Booting => {}
         }
     }

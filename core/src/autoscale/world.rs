@@ -33,8 +33,8 @@ pub(super) struct World {
     pub(super) instances: BTreeMap<InstanceId, Instance>,
     pub(super) cordons: BTreeMap<InstanceId, Cordoned>,
     pub(super) observation: Option<Observation>,
-    /// Pools that are declared and that the provider does not know.
-    pub(super) strange: Vec<PoolName>,
+    /// What somebody ought to know, for people.
+    pub(super) notes: Vec<String>,
 }
 
 impl World {
@@ -47,11 +47,13 @@ impl World {
         let books = books::read(backend, region, now).await?;
         let launches = record::all(table, Source::Rows, layout::launches_of(region)).await?;
         let bought: Vec<Bought> = record::all(table, Source::Rows, layout::bought_of(region)).await?;
-        let (mut known, mut strange) = (Vec::new(), Vec::new());
+        let (mut known, mut notes) = (Vec::new(), Vec::new());
         for pool in pools::list(backend).await?.into_iter().filter(|pool| pool.region == *region) {
             match backend.instances.status(&pool.name).await {
                 Ok(status) => known.push((pool, status)),
-                Err(InstancesError::NoSuchPool(_)) => strange.push(pool.name),
+                Err(InstancesError::NoSuchPool(pool)) => {
+                    notes.push(format!("the provider knows no pool {pool}"))
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -66,7 +68,7 @@ impl World {
             instances: instances.into_iter().map(|instance| (instance.profile.id, instance)).collect(),
             cordons: cordons.into_iter().map(|cordoned| (cordoned.instance, cordoned)).collect(),
             observation: observation::observed(backend, region).await?,
-            strange,
+            notes,
         })
     }
 

@@ -3,6 +3,7 @@
 //! Most run the built binary with real Docker, FUSE and ffmpeg; `telecine-test-support` counts one that cannot.
 
 mod arrivals;
+mod autoscaling;
 mod bad_input;
 mod bucket;
 mod crashes;

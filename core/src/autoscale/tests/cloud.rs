@@ -28,6 +28,7 @@ struct State {
     pools: Vec<PoolName>,
     weather: VecDeque<Weather>,
     slow: Vec<(PoolName, u32)>,
+    broken: Vec<InstanceId>,
     made: u128,
     most: usize,
     asked: u32,
@@ -99,6 +100,11 @@ impl Cloud {
         }
     }
 
+    /// An instance does not come up, and the provider knows.
+    pub(super) fn break_down(&self, id: InstanceId) {
+        self.state().broken.push(id);
+    }
+
     /// What was slow is there.
     pub(super) fn deliver(&self) {
         let slow = std::mem::take(&mut self.state().slow);
@@ -131,7 +137,9 @@ impl Instances for Cloud {
             return Err(InstancesError::NoSuchPool(pool.clone()));
         }
         let of_pool = state.instances.iter().filter(|(_, of)| *of == pool);
-        let instances = of_pool.map(|(id, _)| ProvidedInstance { id: *id, running: true }).collect();
+        let broken = |id: &InstanceId| state.broken.contains(id).then(|| "exit status: 1".to_owned());
+        let provided = |id: &InstanceId| ProvidedInstance { id: *id, running: true, failed: broken(id) };
+        let instances = of_pool.map(|(id, _)| provided(id)).collect();
         Ok(PoolStatus { instances, pending: 0 })
     }
 

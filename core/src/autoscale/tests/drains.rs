@@ -98,6 +98,22 @@ async fn a_person_s_drain_is_left_alone_and_can_be_taken_back() {
 }
 
 #[tokio::test]
+async fn an_instance_that_the_market_takes_is_replaced_and_forgotten() {
+    let (mut sky, id) = idle().await;
+    sky.seen(id, 1, "cordoned").await;
+    let mut seen = fleet::instance(&sky.backend, id).await.unwrap().unwrap();
+    seen.notice = Some(sky.now().after(Duration::from_secs(30)));
+    fleet::put_instance(&sky.backend, &seen).await.unwrap();
+    let ticked = sky.tick().await;
+    assert_eq!(actions(&ticked), ["launch", "cordon"], "the work there does not end in time");
+    sky.cloud.take(id);
+    sky.seen(id, 1, "disconnected").await;
+    assert_eq!(sky.tick().await.forgotten, 1);
+    assert!(enrolment::is_retired(&sky.backend, id).await.unwrap());
+    assert_eq!(sky.rows("#cordons"), 0);
+}
+
+#[tokio::test]
 async fn without_a_fresh_look_at_the_queue_nothing_is_done() {
     let (sky, id) = idle().await;
     sky.clock.advance(Duration::from_secs(61));

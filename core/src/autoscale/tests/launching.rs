@@ -108,6 +108,21 @@ async fn a_boot_that_was_only_late_is_not_ended_and_a_healthy_one_resets_the_cou
 }
 
 #[tokio::test]
+async fn a_boot_that_the_provider_says_has_failed_is_replaced_at_once() {
+    let mut sky = Sky::new().await;
+    sky.wait(1).await;
+    sky.ticks(2).await;
+    let id = sky.cloud.ids()[0];
+    sky.cloud.break_down(id);
+    let ticked = sky.tick().await;
+    assert_eq!(launches(&ticked), [("small".to_owned(), 1)]);
+    assert!(ticked.problems[0].contains("exit status: 1"), "{:?}", ticked.problems);
+    sky.ticks(6).await;
+    assert!(!sky.cloud.ids().contains(&id), "it was ended");
+    assert_eq!(sky.cloud.ids().len(), 1);
+}
+
+#[tokio::test]
 async fn an_instance_that_vanishes_while_it_boots_is_a_boot_that_failed() {
     let mut sky = Sky::new().await;
     sky.wait(1).await;
