@@ -1,9 +1,10 @@
 //! What providers do to instances, end to end with local agents.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use telecine_tests::up::{Up, text};
+use telecine_tests::up::{Up, pause, text};
 
 use crate::spine::{path, write};
 
@@ -95,4 +96,77 @@ fn a_spot_notice_interrupts_what_does_not_fit_without_costing_a_retry_and_leaves
     assert!(!mounts.contains(folder.to_str().expect("UTF-8")), "a mount is left");
     let late = up.try_cli(&["instances", "interrupt", &taken, "--in", "1"]);
     assert!(!late.status.success(), "it is gone");
+}
+
+/// Decisions and looks at the queue once a second.
+const QUICK: &str = "[autoscaling]\ntick_seconds = 1\n";
+
+fn state_of(up: &Up, id: &str) -> Value {
+    instance(up, id).map_or(Value::Null, |one| one["state"].clone())
+}
+
+#[test]
+fn a_drain_that_is_revoked_takes_work_again() {
+    let settings = [QUICK, &pool("only", "min = 1").replace("max = 2", "max = 1")].concat();
+    let (up, _settings) = start(&settings);
+    until_ready(&up, 1);
+    publish_sleep(&up, 1);
+    let only = text(&instances(&up)[0], "/id");
+    up.cli(&["instances", "drain", &only]);
+    up.until("it is cordoned", |up| state_of(up, &only) == "cordoned");
+    let job = submit(&up);
+    up.until("the job is seen to wait", |up| {
+        let explained = up.try_cli(&["jobs", "explain", &job]);
+        String::from_utf8_lossy(&explained.stdout).contains("cordoned")
+    });
+    pause(Duration::from_secs(3));
+    assert_eq!(up.cli(&["jobs", "get", &job])["state"], "queued", "nothing new goes there");
+    up.cli(&["instances", "undrain", &only]);
+    assert_eq!(up.finished(&job)["state"], "succeeded");
+    let attempts = attempts(&up, &job);
+    assert_eq!((attempts.len(), text(&attempts[0], "/instance_id")), (1, only));
+}
+
+/// The pool of an instance, once the manager has written down that it is there.
+fn pool_of(up: &Up, id: &str) -> String {
+    let mut found = None;
+    up.until("the instance is recorded", |up| {
+        found = instance(up, id);
+        found.is_some()
+    });
+    text(&found.expect("just found"), "/pool")
+}
+
+fn decided(up: &Up) -> String {
+    up.cli(&["pools", "decisions", "-n", "200"]).to_string()
+}
+
+#[test]
+fn a_pool_without_capacity_is_passed_over_for_the_next() {
+    let cheap = pool("cheap", "capacity = 0").replace("0.04", "0.01");
+    let (up, _settings) = start(&[QUICK, &cheap, &pool("dear", "")].concat());
+    publish_sleep(&up, 6);
+    let job = submit(&up);
+    let on = until_running(&up, &job);
+    assert_eq!(pool_of(&up, &on), "dear");
+    assert_eq!(up.finished(&job)["state"], "succeeded");
+    let decided = decided(&up);
+    assert!(decided.contains("pool_refused"), "{decided}");
+}
+
+#[test]
+fn an_image_that_does_not_boot_closes_its_pool_and_another_does_the_work() {
+    let broken =
+        pool("broken", "agent = \"/bin/false\"").replace("0.04", "0.01").replace("max = 2", "max = 9");
+    let (up, _settings) = start(&[QUICK, &broken, &pool("whole", "")].concat());
+    publish_sleep(&up, 6);
+    let job = submit(&up);
+    let on = until_running(&up, &job);
+    assert_eq!(pool_of(&up, &on), "whole");
+    assert_eq!(up.finished(&job)["state"], "succeeded");
+    let decided = decided(&up);
+    assert!(decided.contains("pool_broken"), "{decided}");
+    up.until("nothing is left", |up| {
+        std::fs::read_dir(up.data().join("agents")).expect("the folder of agents").next().is_none()
+    });
 }
