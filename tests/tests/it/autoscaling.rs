@@ -114,3 +114,20 @@ fn an_instance_that_a_person_drains_takes_nothing_and_stays() {
     let late = up.try_cli(&["instances", "drain", &instance]);
     assert!(!late.status.success(), "{late:?}");
 }
+
+/// What is drained at the end is not replaced, although work waits.
+#[test]
+fn nothing_is_launched_while_everything_is_stopped() {
+    let scaled = Scaled::start();
+    let up = &scaled.up;
+    let jobs: Vec<String> = (0..9).map(|_| scaled.submit()).collect();
+    up.until("work has begun", |up| {
+        jobs.iter().any(|job| up.cli(&["jobs", "get", job])["state"] == "running")
+    });
+    let before = scaled.actions().iter().filter(|(action, _)| action == "launch").count();
+    assert!((1..=2).contains(&before), "{:?}", scaled.actions());
+    let stopped = up.try_cli(&["stop"]);
+    assert!(stopped.status.success(), "{stopped:?}");
+    assert_eq!(up.processes("agent"), [], "{}", up.log());
+    assert!(!up.log().contains("ended by itself"), "{}", up.log());
+}
