@@ -145,7 +145,15 @@ async fn platform(
     }
     let scales = api.is_some() && config.scales();
     let authority = authority.into();
-    let managers = Managers { config, backend: &backend, authority, scales, shutdown: &shutdown };
+    let fleet_rests = CancellationToken::new();
+    let managers = Managers {
+        config,
+        backend: &backend,
+        authority,
+        scales,
+        fleet_rests: &fleet_rests,
+        shutdown: &shutdown,
+    };
     let managers = managers.start(&mut parts).await?;
     provisioner.join(Joining { backend: backend.clone(), managers: managers.clone() });
     let api = match api {
@@ -163,6 +171,9 @@ async fn platform(
     announce(data, api.as_ref(), &listed(&managers))?;
 
     let ending = until_ending(&mut parts).await;
+    if matches!(ending, Ok(Ending::DrainAgents)) {
+        fleet_rests.cancel();
+    }
     tokio::select! {
         () = wind_up(config, embedded, &ending, &shutdown, &mut parts) => {}
         () = another_signal() => warn!("a second signal: ending at once, agents go on"),

@@ -7,6 +7,7 @@ use telecine_domain::id::RegionName;
 use telecine_proto::clock::Clock;
 use telecine_proto::identity::is_manager_id;
 use telecine_proto::serve::Limits;
+use tokio_util::sync::CancellationToken;
 
 use crate::autoscaling::Autoscaling;
 use crate::scheduling::Scheduling;
@@ -60,6 +61,10 @@ pub struct ManagerConfig {
     pub scheduling: Scheduling,
     /// How instances are bought and given back.
     pub autoscaling: Autoscaling,
+    /// Once this is canceled nothing is launched or ended any more: whoever ends what runs on a machine does that first,
+    /// or what is drained would be replaced.
+    #[serde(skip)]
+    pub fleet_rests: CancellationToken,
     /// What the listener allows.
     #[serde(skip)]
     pub limits: Limits,
@@ -88,6 +93,7 @@ impl Default for ManagerConfig {
             drain: Duration::from_secs(10),
             scheduling: Scheduling::default(),
             autoscaling: Autoscaling::default(),
+            fleet_rests: CancellationToken::new(),
             limits: Limits::default(),
             clock: Clock::System,
         }

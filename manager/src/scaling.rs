@@ -18,6 +18,9 @@ use crate::lead::Lead;
 /// What has not changed is written again after this, far before any policy distrusts it.
 const AGAIN: Duration = Duration::from_secs(15);
 
+/// A tick that takes longer is given up: like a death, which the next one mends.
+const LONGEST: Duration = Duration::from_secs(120);
+
 /// Runs until the leadership is over.
 pub(crate) async fn run(lead: Arc<Lead>) {
     let mut timer = tokio::time::interval(lead.config.autoscaling.tick());
@@ -51,8 +54,13 @@ impl Scaler {
         let Some(lines) = self.lead.waiting().await else { return };
         let now = self.lead.now();
         self.observe(lines, now).await;
+        let rests = &self.lead.config.fleet_rests;
         if self.lead.config.autoscaling.is_enabled() {
-            self.decide(now).await;
+            tokio::select! {
+                biased;
+                () = rests.cancelled() => {}
+                () = self.decide(now) => {}
+            }
         }
     }
 
@@ -76,7 +84,13 @@ impl Scaler {
 
     async fn decide(&self, now: Timestamp) {
         let Lead { backend, region, metrics, .. } = self.lead.as_ref();
-        match autoscale::tick(backend, region, &self.settings, now).await {
+        let tick = autoscale::tick(backend, region, &self.settings, now);
+        let Ok(ticked) = tokio::time::timeout(LONGEST, tick).await else {
+            metrics.ticked("failed");
+            warn!(%region, "the records or the provider of instances do not answer; scaling is tried again");
+            return;
+        };
+        match ticked {
             Ok(ticked) => {
                 metrics.ticked(if ticked.recorded.is_some() { "recorded" } else { "unchanged" });
                 metrics.launches("asked", ticked.launched);

@@ -36,6 +36,8 @@ pub(super) struct Managers<'a> {
     pub(super) authority: Arc<CertificateAuthority>,
     /// Whether they launch and retire instances.
     pub(super) scales: bool,
+    /// Canceled before agents are drained, so that none is launched in their place.
+    pub(super) fleet_rests: &'a CancellationToken,
     pub(super) shutdown: &'a CancellationToken,
 }
 
@@ -89,6 +91,7 @@ impl Managers<'_> {
         let (ready, mut listening) = oneshot::channel();
         let mut config = self.config.manager(region, address);
         config.autoscaling.enabled = Some(self.scales);
+        config.fleet_rests = self.fleet_rests.clone();
         let mut manager = Box::pin(telecine_manager::run(
             config,
             self.backend.clone(),

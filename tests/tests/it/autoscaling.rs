@@ -20,6 +20,28 @@ min = 0
 max = 2
 "#;
 
+/// Cheaper than `small`, and not to be had.
+const SCARCE: &str = r#"
+[[pools]]
+name = "scarce"
+cpu_milli = 300
+memory_bytes = 67108864
+price_usd_per_hour = 0.01
+max = 2
+capacity = 0
+"#;
+
+/// Cheaper than `small`, with an image that does not come up.
+const BROKEN: &str = r#"
+[[pools]]
+name = "broken"
+cpu_milli = 300
+memory_bytes = 67108864
+price_usd_per_hour = 0.01
+max = 4
+agent = "/bin/false"
+"#;
+
 struct Scaled {
     up: Up,
     _settings: tempfile::NamedTempFile,
@@ -28,8 +50,13 @@ struct Scaled {
 impl Scaled {
     /// An `up` whose pool is empty, with an engine that sleeps for a while.
     fn start() -> Self {
+        Self::start_beside("")
+    }
+
+    /// The same with another pool.
+    fn start_beside(pool: &str) -> Self {
         let settings = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::fs::write(settings.path(), SETTINGS).expect("written");
+        std::fs::write(settings.path(), format!("{SETTINGS}{pool}")).expect("written");
         let up = Up::start(&["--config", settings.path().to_str().expect("UTF-8")]);
         up.publish("sleep", "16MiB", &["--program", "/bin/sleep", "--argument", "2"]);
         write(&up, "nothing", &json!({"inputs": {}, "outputs": {}}));
@@ -49,17 +76,40 @@ impl Scaled {
     /// Instances that the provider has, whatever they do.
     fn provided(&self) -> u64 {
         let listed = self.up.cli(&["pools", "list"]);
-        ["running", "changing"].iter().filter_map(|count| listed["data"][0][count].as_u64()).sum()
+        let pools = listed["data"].as_array().expect("a list");
+        pools.iter().flat_map(|pool| [&pool["running"], &pool["changing"]]).filter_map(Value::as_u64).sum()
+    }
+
+    /// Every decision so far, the oldest first.
+    fn decisions(&self) -> Vec<Value> {
+        let listed = self.up.cli(&["pools", "decisions", "-n", "200"]);
+        listed["data"].as_array().expect("a list").iter().rev().cloned().collect()
+    }
+
+    /// The pools of all launches so far.
+    fn launched(&self) -> Vec<String> {
+        let decisions = self.decisions();
+        let actions = decisions.iter().filter_map(|decision| decision["actions"].as_array()).flatten();
+        actions.filter(|action| action["action"] == "launch").map(|action| text(action, "/pool")).collect()
+    }
+
+    /// Whether a reason of this code was ever given about a pool.
+    fn was_told(&self, code: &str, pool: &str) -> bool {
+        let is_it = |reason: &Value| reason["code"] == code && reason["pool"] == pool;
+        self.decisions()
+            .iter()
+            .any(|decision| decision["reasons"].as_array().is_some_and(|all| all.iter().any(is_it)))
     }
 
     /// Every action so far, the oldest first: what was done, and the word for why.
     fn actions(&self) -> Vec<(String, String)> {
-        let mut decisions =
-            self.up.cli(&["pools", "decisions", "-n", "200"])["data"].as_array().cloned().expect("a list");
-        decisions.reverse();
-        let actions =
-            decisions.iter().flat_map(|decision| decision["actions"].as_array().cloned().expect("a list"));
-        actions.map(|action| (text(&action, "/action"), text(&action, "/code"))).collect()
+        let told = |action: &Value| (text(action, "/action"), text(action, "/code"));
+        self.decisions()
+            .iter()
+            .filter_map(|decision| decision["actions"].as_array())
+            .flatten()
+            .map(told)
+            .collect()
     }
 }
 
@@ -100,6 +150,7 @@ fn an_instance_that_a_person_drains_takes_nothing_and_stays() {
     let job = scaled.submit();
     up.until("the job runs", |up| up.cli(&["jobs", "get", &job])["state"] == "running");
     let instance = text(&up.cli(&["jobs", "attempts", &job]), "/data/0/instance_id");
+    up.until("the instance is recorded", |_| !scaled.instances().is_empty());
     let drained = up.cli(&["instances", "drain", &instance]);
     assert_eq!((&drained["cause"], &drained["number"]), (&json!("operator"), &json!(1)));
     assert_eq!(up.finished(&job)["state"], "succeeded", "what it has goes on");
@@ -113,4 +164,48 @@ fn an_instance_that_a_person_drains_takes_nothing_and_stays() {
     up.until("it is idle, and goes, too", |_| scaled.provided() == 0);
     let late = up.try_cli(&["instances", "drain", &instance]);
     assert!(!late.status.success(), "{late:?}");
+}
+
+/// What is drained at the end is not replaced, although work waits.
+#[test]
+fn nothing_is_launched_while_everything_is_stopped() {
+    let scaled = Scaled::start();
+    let up = &scaled.up;
+    let jobs: Vec<String> = (0..9).map(|_| scaled.submit()).collect();
+    up.until("work has begun", |up| {
+        jobs.iter().any(|job| up.cli(&["jobs", "get", job])["state"] == "running")
+    });
+    let before = scaled.actions().iter().filter(|(action, _)| action == "launch").count();
+    assert!((1..=2).contains(&before), "{:?}", scaled.actions());
+    let stopped = up.try_cli(&["stop"]);
+    assert!(stopped.status.success(), "{stopped:?}");
+    assert_eq!(up.processes("agent"), [], "{}", up.log());
+    assert!(!up.log().contains("ended by itself"), "{}", up.log());
+}
+
+#[test]
+fn a_pool_without_capacity_is_passed_over() {
+    let scaled = Scaled::start_beside(SCARCE);
+    let job = scaled.submit();
+    assert_eq!(scaled.up.finished(&job)["state"], "succeeded");
+    assert_eq!(scaled.launched(), ["scarce", "small"]);
+    assert!(scaled.was_told("pool_refused", "scarce"));
+    let again = scaled.submit();
+    assert_eq!(scaled.up.finished(&again)["state"], "succeeded");
+    assert!(
+        !scaled.launched()[2..].contains(&"scarce".to_owned()),
+        "it is remembered: {:?}",
+        scaled.launched()
+    );
+}
+
+#[test]
+fn instances_that_do_not_boot_are_ended_and_after_three_their_pool_is_closed() {
+    let scaled = Scaled::start_beside(BROKEN);
+    let job = scaled.submit();
+    assert_eq!(scaled.up.finished(&job)["state"], "succeeded", "on another pool");
+    assert_eq!(scaled.launched(), ["broken", "broken", "broken", "small"]);
+    assert!(scaled.was_told("pool_broken", "broken"));
+    scaled.up.until("none of them is left", |_| scaled.provided() == 0);
+    assert!(scaled.up.log().contains("does not boot"), "{}", scaled.up.log());
 }
