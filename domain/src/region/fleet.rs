@@ -1,13 +1,15 @@
 //! The instances of a region and the ledger of what is allocated on each.
 //!
-//! The ledger knows every holding by its job, also on instances that have not said hello yet; what is allocated is the
-//! sum of the holdings. Every change of an instance is brought into [`Room`], where placement looks.
+//! The ledger counts what is held, also on instances that have not said hello yet: what was allocated is given back as
+//! the same amount. Every change of an instance is brought into [`Room`], where placement looks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::index::Index;
 use super::room::{Images, Place, Room, Runtimes};
+use super::slab::Slab;
 use crate::attempt::AttemptId;
-use crate::id::{InstanceId, JobId};
+use crate::id::InstanceId;
 use crate::instance::{InstanceProfile, InstanceState};
 use crate::placement::Candidate;
 use crate::resources::Resources;
@@ -20,11 +22,23 @@ pub(super) enum Connection {
     Lost,
 }
 
-/// What a job holds on an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Holding {
-    pub(super) job: JobId,
-    pub(super) resources: Resources,
+/// What jobs hold on an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Held {
+    jobs: u32,
+    sum: Sum,
+}
+
+impl Held {
+    fn add(&mut self, resources: &Resources) {
+        self.jobs += 1;
+        self.sum.add(resources);
+    }
+
+    fn take_back(&mut self, resources: &Resources) {
+        self.jobs -= 1;
+        self.sum.take_back(resources);
+    }
 }
 
 /// An instance with its ledger.
@@ -35,7 +49,7 @@ pub(super) struct Slot {
     pub(super) draining: bool,
     runtimes: Runtimes,
     images: Images,
-    held: Vec<Holding>,
+    held: Held,
     /// Sum of what is held.
     pub(super) allocated: Resources,
     /// Attempts that its hello named and nobody has vouched for; what they use is not known.
@@ -89,12 +103,13 @@ impl Slot {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fleet {
     rows: BTreeMap<InstanceId, u32>,
-    slots: Vec<Option<Slot>>,
-    vacant: Vec<u32>,
+    /// The same, for a quick look.
+    numbers: Index,
+    slots: Slab<Slot>,
     /// On which instances each attempt is one that nobody has vouched for.
     unknown: BTreeMap<AttemptId, BTreeSet<InstanceId>>,
     /// What jobs hold on instances that are not known (yet).
-    elsewhere: BTreeMap<InstanceId, Vec<Holding>>,
+    elsewhere: BTreeMap<InstanceId, Held>,
     room: Room,
     /// Numbers of the images that instances have or had.
     image_numbers: BTreeMap<String, u32>,
@@ -110,11 +125,21 @@ struct Sum {
 }
 
 impl Sum {
-    fn change(&mut self, resources: &Resources, combine: impl Fn(u128, u128) -> u128) {
+    fn of(resources: &Resources) -> Self {
         let Resources { cpu_milli, memory_bytes, scratch_bytes, gpus } = *resources;
-        for (part, amount) in self.parts.iter_mut().zip([cpu_milli, memory_bytes, scratch_bytes, gpus]) {
-            *part = combine(*part, u128::from(amount));
-        }
+        Self { parts: [cpu_milli, memory_bytes, scratch_bytes, gpus].map(u128::from) }
+    }
+
+    fn add(&mut self, resources: &Resources) {
+        self.combine(&Self::of(resources), |sum, part| sum + part);
+    }
+
+    fn take_back(&mut self, resources: &Resources) {
+        self.combine(&Self::of(resources), |sum, part| sum - part);
+    }
+
+    fn combine(&mut self, other: &Self, combine: impl Fn(u128, u128) -> u128) {
+        self.parts.iter_mut().zip(other.parts).for_each(|(part, other)| *part = combine(*part, other));
     }
 
     fn resources(&self) -> Resources {
@@ -130,7 +155,7 @@ impl Fleet {
     }
 
     pub(super) fn slot(&self, id: InstanceId) -> Option<&Slot> {
-        self.rows.get(&id).map(|&row| self.in_row(row))
+        self.row(id).map(|row| self.in_row(row))
     }
 
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> + Clone {
@@ -138,11 +163,11 @@ impl Fleet {
     }
 
     pub(super) fn row(&self, id: InstanceId) -> Option<u32> {
-        self.rows.get(&id).copied()
+        self.numbers.find(id.bits(), |row| self.slots[row].profile.id.bits())
     }
 
     pub(super) fn in_row(&self, row: u32) -> &Slot {
-        self.slots[row as usize].as_ref().expect("rows of known instances are taken")
+        &self.slots[row]
     }
 
     pub(super) fn room(&self) -> &Room {
@@ -161,7 +186,7 @@ impl Fleet {
 
     /// Whether nothing is held on an instance, known or not.
     pub(super) fn is_idle(&self, id: InstanceId) -> bool {
-        self.slot(id).is_none_or(|slot| slot.held.is_empty()) && !self.elsewhere.contains_key(&id)
+        self.slot(id).is_none_or(|slot| slot.held.jobs == 0) && !self.elsewhere.contains_key(&id)
     }
 
     /// An instance has connected.
@@ -169,7 +194,7 @@ impl Fleet {
         let id = profile.id;
         self.forget_unknown(id);
         let held = match self.row(id) {
-            Some(row) => std::mem::take(&mut self.slot_mut(row).held),
+            Some(row) => self.in_row(row).held,
             None => self.elsewhere.remove(&id).unwrap_or_default(),
         };
         let mut slot = Slot {
@@ -178,7 +203,7 @@ impl Fleet {
             profile,
             connection: Connection::Attached,
             draining: false,
-            allocated: sum(&held),
+            allocated: held.sum.resources(),
             held,
             unknown: BTreeSet::new(),
             withheld: Resources::ZERO,
@@ -191,7 +216,7 @@ impl Fleet {
                 if self.in_row(row).state() == slot.state() {
                     slot.state_since = self.in_row(row).state_since;
                 }
-                *self.slot_mut(row) = slot;
+                self.slots[row] = slot;
                 self.count(row);
             }
             None => self.add(slot),
@@ -200,17 +225,9 @@ impl Fleet {
 
     fn add(&mut self, slot: Slot) {
         let id = slot.profile.id;
-        let row = match self.vacant.pop() {
-            Some(row) => {
-                self.slots[row as usize] = Some(slot);
-                row
-            }
-            None => {
-                self.slots.push(Some(slot));
-                u32::try_from(self.slots.len() - 1).expect("instances are counted in 32 bits")
-            }
-        };
+        let row = self.slots.insert(slot);
         self.rows.insert(id, row);
+        self.numbers.insert(id.bits(), row);
         self.count(row);
     }
 
@@ -244,7 +261,7 @@ impl Fleet {
     pub(super) fn change(&mut self, id: InstanceId, now: Timestamp, change: impl FnOnce(&mut Slot)) -> bool {
         let Some(row) = self.row(id) else { return false };
         self.uncount(row);
-        let slot = self.slot_mut(row);
+        let slot = &mut self.slots[row];
         let before = slot.state();
         change(slot);
         if slot.state() != before {
@@ -257,29 +274,33 @@ impl Fleet {
     /// Forgets an instance on which nothing is held.
     pub(super) fn remove(&mut self, id: InstanceId) {
         self.forget_unknown(id);
-        if let Some(row) = self.rows.remove(&id) {
+        let slots = &self.slots;
+        if let Some(row) = self.numbers.remove(id.bits(), |row| slots[row].profile.id.bits()) {
+            self.rows.remove(&id);
             self.uncount(row);
-            self.slots[row as usize] = None;
+            self.slots.remove(row);
             self.room.set(row, None);
-            self.vacant.push(row);
         }
     }
 
-    pub(super) fn allocate(&mut self, id: InstanceId, job: JobId, resources: &Resources) {
-        let holding = Holding { job, resources: *resources };
+    pub(super) fn allocate(&mut self, id: InstanceId, resources: &Resources) {
         match self.row(id) {
-            Some(row) => self.change_held(row, |held| held.push(holding)),
-            None => self.elsewhere.entry(id).or_default().push(holding),
+            Some(row) => {
+                self.slots[row].held.add(resources);
+                self.held_changed(row, |allocated| allocated.add(resources));
+            }
+            None => self.elsewhere.entry(id).or_default().add(resources),
         }
     }
 
-    /// Takes back what a job held.
-    pub(super) fn release(&mut self, id: InstanceId, job: JobId) {
+    /// Takes back what was allocated.
+    pub(super) fn release(&mut self, id: InstanceId, resources: &Resources) {
         if let Some(row) = self.row(id) {
-            self.change_held(row, |held| give_back(held, job));
+            self.slots[row].held.take_back(resources);
+            self.held_changed(row, |allocated| allocated.take_back(resources));
         } else if let Some(held) = self.elsewhere.get_mut(&id) {
-            give_back(held, job);
-            if held.is_empty() {
+            held.take_back(resources);
+            if held.jobs == 0 {
                 self.elsewhere.remove(&id);
             }
         }
@@ -288,7 +309,7 @@ impl Fleet {
     /// A hello named an attempt that nobody has vouched for.
     pub(super) fn add_unknown(&mut self, id: InstanceId, attempt: AttemptId) {
         let Some(row) = self.row(id) else { return };
-        self.slot_mut(row).unknown.insert(attempt);
+        self.slots[row].unknown.insert(attempt);
         self.unknown.entry(attempt).or_default().insert(id);
         self.refresh(row);
     }
@@ -296,7 +317,7 @@ impl Fleet {
     /// What an instance named and nobody vouched for is taken to be over.
     pub(super) fn forget_unknown(&mut self, id: InstanceId) {
         let Some(row) = self.row(id) else { return };
-        for attempt in std::mem::take(&mut self.slot_mut(row).unknown) {
+        for attempt in std::mem::take(&mut self.slots[row].unknown) {
             if let Some(instances) = self.unknown.get_mut(&attempt) {
                 instances.remove(&id);
                 if instances.is_empty() {
@@ -312,7 +333,7 @@ impl Fleet {
         let mut resolved = Vec::new();
         for id in self.unknown.remove(&attempt).into_iter().flatten() {
             let Some(row) = self.row(id) else { continue };
-            let slot = self.slot_mut(row);
+            let slot = &mut self.slots[row];
             slot.unknown.remove(&attempt);
             if slot.unknown.is_empty() {
                 resolved.push(id);
@@ -322,55 +343,42 @@ impl Fleet {
         resolved
     }
 
-    fn slot_mut(&mut self, row: u32) -> &mut Slot {
-        self.slots[row as usize].as_mut().expect("rows of known instances are taken")
-    }
-
-    fn change_held(&mut self, row: u32, change: impl FnOnce(&mut Vec<Holding>)) {
-        self.uncount(row);
-        let slot = self.slot_mut(row);
-        change(&mut slot.held);
-        slot.allocated = sum(&slot.held);
-        self.count(row);
+    fn held_changed(&mut self, row: u32, change: impl FnOnce(&mut Sum)) {
+        let slot = &mut self.slots[row];
+        slot.allocated = slot.held.sum.resources();
+        if slot.is_connected() {
+            change(&mut self.allocated);
+        }
+        self.room.set_free(row, &slot.free(), slot.held.jobs == 0);
     }
 
     fn uncount(&mut self, row: u32) {
-        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        let slot = &self.slots[row];
         if slot.is_connected() {
-            self.capacity.change(&slot.profile.capacity, |sum, part| sum - part);
-            self.allocated.change(&slot.allocated, |sum, part| sum - part);
+            self.capacity.take_back(&slot.profile.capacity);
+            self.allocated.combine(&slot.held.sum, |sum, part| sum - part);
         }
     }
 
     fn count(&mut self, row: u32) {
-        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        let slot = &self.slots[row];
         if slot.is_connected() {
-            self.capacity.change(&slot.profile.capacity, |sum, part| sum + part);
-            self.allocated.change(&slot.allocated, |sum, part| sum + part);
+            self.capacity.add(&slot.profile.capacity);
+            self.allocated.combine(&slot.held.sum, |sum, part| sum + part);
         }
         self.refresh(row);
     }
 
     fn refresh(&mut self, row: u32) {
-        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        let slot = &self.slots[row];
         let place = (slot.state() == InstanceState::Ready).then(|| Place {
             id: slot.profile.id,
             free: slot.free(),
             capacity: slot.profile.capacity,
             runtimes: slot.runtimes,
             images: slot.images.clone(),
-            idle: slot.held.is_empty(),
+            idle: slot.held.jobs == 0,
         });
         self.room.set(row, place);
-    }
-}
-
-fn sum(held: &[Holding]) -> Resources {
-    held.iter().fold(Resources::ZERO, |sum, holding| sum.saturating_add(&holding.resources))
-}
-
-fn give_back(held: &mut Vec<Holding>, job: JobId) {
-    if let Some(index) = held.iter().position(|holding| holding.job == job) {
-        held.swap_remove(index);
     }
 }

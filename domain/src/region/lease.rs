@@ -1,12 +1,10 @@
 //! Leases and the comings and goings of instances: who runs what, until when, and what is done about silence.
 
-use std::ops::RangeInclusive;
-
 use super::fleet::Connection;
 use super::share::Charge;
 use super::{Action, InFlight, LiveAttempt, QueuedJob, Region, Timer};
 use crate::attempt::AttemptId;
-use crate::id::{AttemptNumber, Epoch, InstanceId, JobId};
+use crate::id::InstanceId;
 use crate::instance::{InstanceProfile, InstanceState};
 use crate::time::Timestamp;
 
@@ -34,16 +32,10 @@ pub(super) enum Answer {
     Refused,
 }
 
-/// All attempts a job can have.
-pub(super) fn attempts_of(job: JobId) -> RangeInclusive<AttemptId> {
-    let first = AttemptId { job, attempt: AttemptNumber(0), epoch: Epoch(0) };
-    first..=AttemptId { attempt: AttemptNumber(u32::MAX), epoch: Epoch(u64::MAX), ..first }
-}
-
 impl Region {
     pub(super) fn attempt_live(&mut self, attempt: LiveAttempt, now: Timestamp) {
         self.resolve(attempt.id);
-        match self.live_attempt_of(attempt.id.job) {
+        match self.live.of(attempt.id.job) {
             Some(known) if known == attempt.id => return self.update_live(attempt),
             Some(known) if known.epoch > attempt.id.epoch => return,
             Some(known) => self.attempt_over(known, now),
@@ -55,13 +47,12 @@ impl Region {
         };
         let charge = charge.unwrap_or_else(|| {
             let whose = (attempt.account, attempt.factory);
-            self.begin(attempt.id.job, attempt.instance, whose, &attempt.resources, now)
+            self.begin(attempt.instance, whose, &attempt.resources, now)
         });
-        self.timers.set(Timer::Lease(attempt.id), now.after(self.config.lease));
         let total_deadline = attempt.total_deadline.filter(|_| !attempt.granted);
         self.timers.set_or_cancel(Timer::TotalDeadline(attempt.id.job), total_deadline);
         let live = Live { attempt, queued_as, charge, answer: Answer::None, publisher: None };
-        self.live.insert(attempt.id, live);
+        self.live.insert(live, now.after(self.config.lease));
     }
 
     /// Takes the job of a new attempt out of the queue or out of flight, unless newer news says it is queued again. What
@@ -72,10 +63,12 @@ impl Region {
         now: Timestamp,
     ) -> Result<(Option<QueuedJob>, Option<Charge>), Stale> {
         let job = attempt.id.job;
-        if self.queue.epoch(job).is_some_and(|queued| queued >= attempt.id.epoch) {
-            return Err(Stale);
-        }
-        let Some(flight) = self.in_flight.get(&job) else { return Ok((self.dequeue(job), None)) };
+        let Some(flight) = self.in_flight.get(&job) else {
+            if self.queue.epoch(job).is_some_and(|queued| queued >= attempt.id.epoch) {
+                return Err(Stale);
+            }
+            return Ok((self.dequeue(job), None));
+        };
         if flight.assigned_from >= attempt.id.epoch {
             return Err(Stale);
         }
@@ -85,7 +78,7 @@ impl Region {
         if as_planned && queued.epoch < attempt.id.epoch {
             return Ok((Some(queued), Some(charge)));
         }
-        self.end(job, instance, &charge, now);
+        self.end(instance, &resources, &charge, now);
         if queued.epoch >= attempt.id.epoch {
             self.enqueue(&queued, None, now);
             return Err(Stale);
@@ -101,7 +94,7 @@ impl Region {
     }
 
     fn update_live(&mut self, attempt: LiveAttempt) {
-        let live = self.live.get_mut(&attempt.id).expect("the caller found it");
+        let live = self.live.get_mut(attempt.id).expect("the caller found it");
         live.attempt.granted |= attempt.granted;
         live.attempt.total_deadline = attempt.total_deadline;
         if live.attempt.granted {
@@ -111,16 +104,15 @@ impl Region {
 
     pub(super) fn attempt_over(&mut self, id: AttemptId, now: Timestamp) {
         self.resolve(id);
-        let Some(live) = self.live.remove(&id) else { return };
-        self.timers.cancel(Timer::Lease(id));
+        let Some(live) = self.live.remove(id) else { return };
         self.timers.cancel(Timer::TotalDeadline(id.job));
         self.unpublished.remove(&id);
-        self.end(id.job, live.attempt.instance, &live.charge, now);
+        self.end(live.attempt.instance, &live.attempt.resources, &live.charge, now);
     }
 
     pub(super) fn renewed(&mut self, id: AttemptId, now: Timestamp) {
-        let Some(live) = self.live.get_mut(&id) else { return };
-        self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+        self.live.renew(id, now.after(self.config.lease));
+        let Some(live) = self.live.get_mut(id) else { return };
         self.unpublished.remove(&id);
         if live.answer != Answer::Begun {
             live.answer = Answer::Begun;
@@ -130,17 +122,17 @@ impl Region {
     }
 
     pub(super) fn lease_over(&mut self, id: AttemptId, now: Timestamp, actions: &mut Vec<Action>) {
-        let Some(live) = self.live.get(&id) else { return };
+        let Some(live) = self.live.get(id) else { return };
         if live.attempt.granted {
             self.publish_elsewhere(id, now, actions);
         } else {
-            self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+            self.live.renew(id, now.after(self.config.lease));
             actions.push(Action::DeclareLost(id));
         }
     }
 
     fn publish_elsewhere(&mut self, id: AttemptId, now: Timestamp, actions: &mut Vec<Action>) {
-        self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+        self.live.renew(id, now.after(self.config.lease));
         let publisher = self.choose_publisher(id);
         match publisher {
             Some(instance) => {
@@ -151,14 +143,14 @@ impl Region {
                 self.unpublished.insert(id);
             }
         }
-        if let Some(live) = self.live.get_mut(&id) {
+        if let Some(live) = self.live.get_mut(id) {
             live.publisher = publisher.or(live.publisher);
         }
     }
 
     /// First the attempt's own instance, whose folders may be its alone; then each other in turn.
     fn choose_publisher(&self, id: AttemptId) -> Option<InstanceId> {
-        let live = self.live.get(&id)?;
+        let live = self.live.get(id)?;
         let own = live.attempt.instance;
         let reachable = |instance: &InstanceId| self.fleet.slot(*instance).is_some_and(is_attached);
         let Some(last) = live.publisher else {
@@ -186,7 +178,7 @@ impl Region {
         self.timers.cancel(Timer::Refusal(instance));
         self.profile_is_new(instance);
         for &attempt in running {
-            if self.live.get(&attempt).is_some_and(|live| live.attempt.instance == instance) {
+            if self.live.get(attempt).is_some_and(|live| live.attempt.instance == instance) {
                 self.renewed(attempt, now);
             } else {
                 self.fleet.add_unknown(instance, attempt);
