@@ -338,6 +338,8 @@ pub struct Region {
     turn: u32,
     /// Granted attempts whose worker is silent and for which no instance was there.
     unpublished: BTreeSet<AttemptId>,
+    /// Who was last asked to publish a granted attempt whose worker is silent.
+    publishers: BTreeMap<AttemptId, InstanceId>,
 }
 
 impl Region {
@@ -357,6 +359,7 @@ impl Region {
             fleet_version: 0,
             turn: 0,
             unpublished: BTreeSet::new(),
+            publishers: BTreeMap::new(),
         }
     }
 
@@ -505,6 +508,9 @@ impl Region {
 
     /// Takes out what is due, the earliest first.
     fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
+        if self.next_deadline().is_none_or(|next| next > now) {
+            return Vec::new();
+        }
         let mut due = self.timers.take_due(now);
         let expired = self.queue.take_expired(now);
         due.extend(expired.into_iter().map(|(at, job)| (at, Timer::QueueDeadline(job))));
@@ -541,9 +547,9 @@ impl Region {
     ) -> Option<QueuedJob> {
         let attempt = self.live.of(job)?;
         let live = self.live.get(attempt).filter(|live| live.attempt.instance == instance)?;
-        let queued = live.queued_as.clone();
+        let queued = live.queued_again();
         self.attempt_over(attempt, now);
-        queued.filter(|_| requeue).map(|queued| QueuedJob { epoch: attempt.epoch, ..queued })
+        queued.filter(|_| requeue)
     }
 
     fn fire(&mut self, timer: Timer, now: Timestamp, actions: &mut Vec<Action>) {
@@ -603,18 +609,28 @@ impl Region {
 
     /// Takes back what an attempt or assignment held, and puts its charge right.
     fn end(&mut self, instance: InstanceId, resources: &Resources, charge: &Charge, now: Timestamp) {
-        self.fleet.release(instance, resources);
+        let row = self.fleet.release(instance, resources);
         self.running.ended(charge.account, charge.factory);
         self.usage.settle(charge, now, &self.config.fair_share);
         self.queue.order.set_used(charge.account, self.usage.of(charge.account));
         self.queue.lift_limits(charge.account, charge.factory);
-        self.better(instance);
-        self.forget_if_lost(instance);
+        if let Some(row) = row {
+            self.better_row(row);
+            if self.fleet.in_row(row).state() == InstanceState::Lost {
+                self.forget_if_lost(instance);
+            }
+        }
     }
 
     /// Something has changed for the better on an instance: it is looked at in the next pass.
     fn better(&mut self, instance: InstanceId) {
-        if let Some(row) = self.fleet.row(instance).filter(|row| self.freed.last() != Some(row)) {
+        if let Some(row) = self.fleet.row(instance) {
+            self.better_row(row);
+        }
+    }
+
+    fn better_row(&mut self, row: u32) {
+        if self.freed.last() != Some(&row) {
             self.freed.push(row);
         }
     }

@@ -339,21 +339,29 @@ impl Region {
 
     /// Remembers who stands among the first after a pass, and since when.
     fn note_contenders(&mut self, now: Timestamp) {
-        let seen = (self.queue.order.changes(), self.fleet_version, self.running.changes());
+        let limits = if self.config.limits.are_none() { 0 } else { self.running.changes() };
+        let seen = (self.queue.order.changes(), self.fleet_version, limits);
         if self.reservations.ranked.is_some() || self.reservations.seen == Some(seen) {
             return;
         }
         self.reservations.seen = Some(seen);
         let first = self.queue.order.heads().filter(|head| self.contends(head)).take(CONTENDERS);
+        let last = first.clone().nth(CONTENDERS - 1).copied();
         let first = first.map(|head| head.job);
         let known = &self.reservations.contenders;
-        if first.clone().eq(known.iter().map(|&(job, _)| job)) {
-            return;
-        }
         let since =
             |job: JobId| known.iter().find(|(known, _)| *known == job).map_or(now, |&(_, since)| since);
         let contenders = first.map(|job| (job, since(job))).collect();
         self.reservations.contenders = contenders;
+        self.queue.looked_at(last);
+    }
+
+    /// Who would be noted as a contender if it were worked out anew.
+    #[cfg(test)]
+    pub(super) fn contenders_anew(&self) -> (Vec<JobId>, Vec<JobId>) {
+        let first = self.queue.order.heads().filter(|head| self.contends(head)).take(CONTENDERS);
+        let noted = self.reservations.contenders.iter().map(|&(job, _)| job);
+        (first.map(|head| head.job).collect(), noted.collect())
     }
 
     /// Whether nothing but want of room keeps the head back, and some instance could take it.

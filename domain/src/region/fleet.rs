@@ -293,9 +293,18 @@ impl Fleet {
         }
     }
 
-    /// Takes back what was allocated.
-    pub(super) fn release(&mut self, id: InstanceId, resources: &Resources) {
-        if let Some(row) = self.row(id) {
+    /// Has what is needed to release something brought near.
+    pub(super) fn touch(&self, id: InstanceId) {
+        if let Some(row) = self.numbers.guess(id.bits()) {
+            self.slots.touch(row);
+            self.room.touch(row);
+        }
+    }
+
+    /// Takes back what was allocated; names the instance's row, if it is known.
+    pub(super) fn release(&mut self, id: InstanceId, resources: &Resources) -> Option<u32> {
+        let row = self.row(id);
+        if let Some(row) = row {
             self.slots[row].held.take_back(resources);
             self.held_changed(row, |allocated| allocated.take_back(resources));
         } else if let Some(held) = self.elsewhere.get_mut(&id) {
@@ -304,6 +313,7 @@ impl Fleet {
                 self.elsewhere.remove(&id);
             }
         }
+        row
     }
 
     /// A hello named an attempt that nobody has vouched for.

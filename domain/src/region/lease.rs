@@ -1,24 +1,74 @@
 //! Leases and the comings and goings of instances: who runs what, until when, and what is done about silence.
 
+use std::sync::Arc;
+
 use super::fleet::Connection;
-use super::share::Charge;
+use super::queue::Maybe;
+use super::share::{Amount, Charge};
 use super::{Action, InFlight, LiveAttempt, QueuedJob, Region, Timer};
 use crate::attempt::AttemptId;
 use crate::id::InstanceId;
 use crate::instance::{InstanceProfile, InstanceState};
+use crate::placement::Request;
 use crate::time::Timestamp;
 
 /// A live attempt with what the region remembers of it.
 #[derive(Clone, Debug)]
 pub(super) struct Live {
     pub(super) attempt: LiveAttempt,
-    /// The job as it was queued, if it was assigned here.
-    pub(super) queued_as: Option<QueuedJob>,
-    pub(super) charge: Charge,
+    /// What its job was in the queue, if it was assigned here.
+    stay: Option<Stay>,
+    charged: Amount,
     /// What its instance has made of it.
     pub(super) answer: Answer,
-    /// Who was last asked to publish it.
-    publisher: Option<InstanceId>,
+}
+
+impl Live {
+    fn charge(&self) -> Charge {
+        let LiveAttempt { account, factory, .. } = self.attempt;
+        Charge { account, factory, amount: self.charged }
+    }
+
+    /// The job as it was queued, known to have had this attempt.
+    pub(super) fn queued_again(&self) -> Option<QueuedJob> {
+        let LiveAttempt { id, account, factory, .. } = self.attempt;
+        self.stay.as_ref().map(|stay| QueuedJob {
+            id: id.job,
+            account,
+            factory,
+            request: Arc::clone(&stay.request),
+            priority: stay.priority,
+            queued_at: stay.queued_at,
+            not_before: stay.not_before.time(),
+            queue_deadline: stay.queue_deadline.time(),
+            total_deadline: stay.total_deadline.time(),
+            epoch: id.epoch,
+        })
+    }
+}
+
+/// What a queued job is beside what its attempt says, closely packed.
+#[derive(Clone, Debug)]
+struct Stay {
+    request: Arc<Request>,
+    priority: u16,
+    queued_at: Timestamp,
+    not_before: Maybe,
+    queue_deadline: Maybe,
+    total_deadline: Maybe,
+}
+
+impl From<QueuedJob> for Stay {
+    fn from(job: QueuedJob) -> Self {
+        Self {
+            request: job.request,
+            priority: job.priority,
+            queued_at: job.queued_at,
+            not_before: Maybe::of(job.not_before),
+            queue_deadline: Maybe::of(job.queue_deadline),
+            total_deadline: Maybe::of(job.total_deadline),
+        }
+    }
 }
 
 /// What the instance of an attempt has said of it.
@@ -51,7 +101,8 @@ impl Region {
         });
         let total_deadline = attempt.total_deadline.filter(|_| !attempt.granted);
         self.timers.set_or_cancel(Timer::TotalDeadline(attempt.id.job), total_deadline);
-        let live = Live { attempt, queued_as, charge, answer: Answer::None, publisher: None };
+        let stay = queued_as.map(Stay::from);
+        let live = Live { attempt, stay, charged: charge.amount, answer: Answer::None };
         self.live.insert(live, now.after(self.config.lease));
     }
 
@@ -104,10 +155,13 @@ impl Region {
 
     pub(super) fn attempt_over(&mut self, id: AttemptId, now: Timestamp) {
         self.resolve(id);
-        let Some(live) = self.live.remove(id) else { return };
+        let Some(instance) = self.live.get(id).map(|live| live.attempt.instance) else { return };
+        self.fleet.touch(instance);
+        let live = self.live.remove(id).expect("found above");
         self.timers.cancel(Timer::TotalDeadline(id.job));
         self.unpublished.remove(&id);
-        self.end(live.attempt.instance, &live.attempt.resources, &live.charge, now);
+        self.publishers.remove(&id);
+        self.end(live.attempt.instance, &live.attempt.resources, &live.charge(), now);
     }
 
     pub(super) fn renewed(&mut self, id: AttemptId, now: Timestamp) {
@@ -137,14 +191,12 @@ impl Region {
         match publisher {
             Some(instance) => {
                 self.unpublished.remove(&id);
+                self.publishers.insert(id, instance);
                 actions.push(Action::PublishElsewhere { attempt: id, instance });
             }
             None => {
                 self.unpublished.insert(id);
             }
-        }
-        if let Some(live) = self.live.get_mut(id) {
-            live.publisher = publisher.or(live.publisher);
         }
     }
 
@@ -153,7 +205,7 @@ impl Region {
         let live = self.live.get(id)?;
         let own = live.attempt.instance;
         let reachable = |instance: &InstanceId| self.fleet.slot(*instance).is_some_and(is_attached);
-        let Some(last) = live.publisher else {
+        let Some(&last) = self.publishers.get(&id) else {
             return Some(own).filter(reachable).or_else(|| self.attached_instances().next());
         };
         let mut others = self.attached_instances();
@@ -234,4 +286,14 @@ struct Stale;
 
 pub(super) fn is_attached(slot: &super::Slot) -> bool {
     slot.connection == Connection::Attached
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_live_attempt_stays_small() {
+        assert!(size_of::<Option<Live>>() <= 256, "{}", size_of::<Option<Live>>());
+    }
 }

@@ -18,7 +18,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    fn are_none(&self) -> bool {
+    pub(super) fn are_none(&self) -> bool {
         self.every_account.is_none() && self.accounts.is_empty() && self.factories.is_empty()
     }
 }

@@ -38,6 +38,14 @@ type GroupId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct BundleId(u32);
 
+/// An account that has groups or has used something.
+#[derive(Clone, Debug, Default)]
+struct Account {
+    /// As of its last change.
+    used: u128,
+    groups: Vec<GroupId>,
+}
+
 /// The heads of a priority and account.
 #[derive(Clone, Debug)]
 struct Group {
@@ -68,16 +76,15 @@ pub(super) struct Order {
     groups: Slab<Group>,
     bundles: Slab<Bundle>,
     numbers: BTreeMap<BundleKey, BundleId>,
-    /// The groups of each account.
-    presence: BTreeMap<AccountId, Vec<GroupId>>,
+    accounts: BTreeMap<AccountId, Account>,
     /// The first of each group, the oldest first.
     by_age: BTreeSet<(Head, GroupId)>,
-    /// What each account has used, as of its last change; an account that is not here has used nothing.
-    used: BTreeMap<AccountId, u128>,
     /// Bundles in which a limit keeps heads back.
     limited: BTreeSet<BundleId>,
-    /// How often the order has changed.
+    /// How often the order has changed, as far as that was looked at.
     changes: u64,
+    /// The last head that was looked at, if all were of one group.
+    last_seen: Option<(GroupId, Head)>,
 }
 
 impl Order {
@@ -178,17 +185,31 @@ impl Order {
         (group.priority, group.used, group.account, head)
     }
 
-    /// How often the order has changed.
+    /// How often the order has changed, but for changes that cannot have touched the heads of the last look.
     pub(super) const fn changes(&self) -> u64 {
         self.changes
     }
 
+    /// The first in order were looked at, up to this last one if there are more: what changes behind it changes nothing
+    /// about them as long as its group is the first.
+    pub(super) fn looked_at(&mut self, last: Option<(BundleId, Head)>) {
+        let first = self.in_order().next().map(|group| (group.priority, group.account));
+        self.last_seen = last.and_then(|(bundle, head)| {
+            let number = self.bundles[bundle.0].group;
+            let group = &self.groups[number];
+            (first == Some((group.priority, group.account))).then_some((number, head))
+        });
+    }
+
     /// The head of a line of this bundle has changed.
     pub(super) fn change(&mut self, id: BundleId, before: Option<Head>, after: Option<Head>) {
-        self.changes += 1;
         let bundle = &mut self.bundles[id.0];
         bundle.heads.change(before, after);
         let number = bundle.group;
+        let behind = |head: Option<Head>| head.is_none_or(|head| self.last_seen < Some((number, head)));
+        let unseen =
+            self.last_seen.is_some_and(|(group, _)| group == number) && behind(before) && behind(after);
+        self.changes += u64::from(!unseen);
         let group = &mut self.groups[number];
         let first = group.heads.first().copied();
         if let Some(before) = before {
@@ -258,18 +279,15 @@ impl Order {
 
     /// Everybody's use is counted anew.
     pub(super) fn restate(&mut self, of: impl Fn(AccountId) -> u128) {
-        let known: BTreeSet<AccountId> = self.used.keys().chain(self.presence.keys()).copied().collect();
+        let known: Vec<AccountId> = self.accounts.keys().copied().collect();
         known.into_iter().for_each(|account| self.set_used(account, of(account)));
     }
 
     /// An account has used more or less than before.
     pub(super) fn set_used(&mut self, account: AccountId, used: u128) {
-        if used == 0 {
-            self.used.remove(&account);
-        } else {
-            self.used.insert(account, used);
-        }
-        for &number in self.presence.get(&account).into_iter().flatten() {
+        let known = self.accounts.entry(account).or_default();
+        known.used = used;
+        for &number in &known.groups {
             let group = &mut self.groups[number];
             let before = std::mem::replace(&mut group.used, used);
             if before != used && !group.heads.is_empty() {
@@ -279,6 +297,9 @@ impl Order {
                 band.insert((used, account, number));
                 self.changes += u64::from(band.len() > 1);
             }
+        }
+        if used == 0 && known.groups.is_empty() {
+            self.accounts.remove(&account);
         }
     }
 
@@ -323,12 +344,11 @@ impl Order {
     }
 
     fn group_of(&mut self, priority: Reverse<u16>, account: AccountId) -> GroupId {
-        let groups = self.presence.entry(account).or_default();
+        let Account { used, groups } = self.accounts.entry(account).or_default();
         if let Some(&known) = groups.iter().find(|&&group| self.groups[group].priority == priority) {
             return known;
         }
-        let used = self.used.get(&account).copied().unwrap_or(0);
-        let group = Group { priority, account, used, bundles: Vec::new(), heads: BTreeSet::new() };
+        let group = Group { priority, account, used: *used, bundles: Vec::new(), heads: BTreeSet::new() };
         let number = self.groups.insert(group);
         groups.push(number);
         number
@@ -336,10 +356,10 @@ impl Order {
 
     fn forget_group(&mut self, number: GroupId) {
         let group = self.groups.remove(number);
-        if let Some(presence) = self.presence.get_mut(&group.account) {
-            presence.retain(|&other| other != number);
-            if presence.is_empty() {
-                self.presence.remove(&group.account);
+        if let Some(account) = self.accounts.get_mut(&group.account) {
+            account.groups.retain(|&other| other != number);
+            if account.groups.is_empty() && account.used == 0 {
+                self.accounts.remove(&group.account);
             }
         }
     }

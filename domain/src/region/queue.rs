@@ -43,16 +43,16 @@ struct Line {
 
 /// A time that may be missing, in eight bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Maybe(u64);
+pub(super) struct Maybe(u64);
 
 impl Maybe {
     const NONE: u64 = u64::MAX;
 
-    fn of(time: Option<Timestamp>) -> Self {
+    pub(super) fn of(time: Option<Timestamp>) -> Self {
         Self(time.map_or(Self::NONE, Timestamp::as_millis))
     }
 
-    fn time(self) -> Option<Timestamp> {
+    pub(super) fn time(self) -> Option<Timestamp> {
         (self.0 != Self::NONE).then(|| Timestamp::from_millis(self.0))
     }
 }
@@ -219,6 +219,12 @@ impl Queue {
     /// The job's line, if the job is its head.
     pub(super) fn head_if_first(&self, id: JobId) -> Option<Head> {
         self.head(self.entry(id)?.line).filter(|head| head.job == id)
+    }
+
+    /// The first in order were looked at, up to this last one if there are more.
+    pub(super) fn looked_at(&mut self, last: Option<Head>) {
+        let last = last.map(|head| (self.line(head.line).bundle, head));
+        self.order.looked_at(last);
     }
 
     /// The place in the order of a line with this head.
