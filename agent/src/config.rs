@@ -57,6 +57,12 @@ pub struct AgentConfig {
     /// Where metrics are served, when they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Where whoever watches the provider says that this instance is taken away; read again and again. Absolute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice_file: Option<PathBuf>,
+    /// How long before its end what the instance runs is interrupted, in seconds; at most half of the time that was left
+    /// when the end was announced.
+    pub notice_margin_seconds: u32,
     /// How log lines are written.
     pub log_format: LogFormat,
 }
@@ -145,6 +151,8 @@ impl Default for AgentConfig {
             mount_spill_bytes: 8 << 30,
             minimum_free_bytes: 1 << 30,
             metrics_listen: None,
+            notice_file: None,
+            notice_margin_seconds: 30,
             log_format: LogFormat::Text,
         }
     }
@@ -197,6 +205,9 @@ impl AgentConfig {
         let invalid = |field, message: &str| Err(ConfigError::Invalid { field, message: message.to_owned() });
         if !self.data_folder.is_absolute() {
             return invalid("data_folder", "an absolute path is needed, containers are bound to it");
+        }
+        if self.notice_file.as_ref().is_some_and(|file| !file.is_absolute()) {
+            return invalid("notice_file", "an absolute path is needed");
         }
         if self.managers.is_empty() {
             return invalid("managers", "at least one address host:port is needed");
@@ -254,7 +265,7 @@ enum Kind {
     List,
 }
 
-const VARIABLES: [(&str, Kind); 21] = [
+const VARIABLES: [(&str, Kind); 23] = [
     ("data_folder", Kind::Text),
     ("region", Kind::Text),
     ("pool", Kind::Text),
@@ -275,6 +286,8 @@ const VARIABLES: [(&str, Kind); 21] = [
     ("mount_spill_bytes", Kind::Number),
     ("minimum_free_bytes", Kind::Number),
     ("metrics_listen", Kind::Text),
+    ("notice_file", Kind::Text),
+    ("notice_margin_seconds", Kind::Number),
     ("log_format", Kind::Text),
 ];
 
@@ -347,6 +360,7 @@ mod tests {
         let config = AgentConfig {
             instance_id: Some("ins_00000000000000000000000000".parse().unwrap()),
             metrics_listen: Some(([127, 0, 0, 1], 9).into()),
+            notice_file: Some("/run/notice.json".into()),
             capacity: CapacityConfig {
                 cpu_milli: Some(1),
                 memory_bytes: Some(1),
@@ -375,6 +389,8 @@ mod tests {
             ("managers = []", vec![], "managers"),
             ("managers = [\"host\"]", vec![], "host"),
             ("data_folder = \"data\"", vec![], "data_folder"),
+            ("notice_file = \"notice.json\"", vec![], "notice_file"),
+            ("notice_margin_seconds = -1", vec![], "notice_margin_seconds"),
             ("engine_uid = 0", vec![], "root"),
             ("runtimes = []", vec![], "runtimes"),
             ("region = \"Not A Region\"", vec![], "Not A Region"),

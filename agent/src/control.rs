@@ -45,6 +45,14 @@ pub enum ToWorker {
         /// For the log.
         reason: String,
     },
+    /// The instance is about to be taken away: stop the engine as for `Stop` and say that you were interrupted, unless
+    /// your outputs were granted.
+    Interrupt {
+        /// The wait between SIGTERM and SIGKILL at most, in milliseconds.
+        grace_millis: u32,
+        /// For people.
+        reason: String,
+    },
     /// Your epoch is closed: stop at once, publish nothing.
     Fence {
         /// For the log.

@@ -6,8 +6,10 @@
 
 mod aftermath;
 mod assign;
+mod cordon;
 mod desk;
 mod enrol;
+mod notice;
 mod orders;
 mod outputs;
 mod recovery;
@@ -145,6 +147,7 @@ pub async fn run(
     tasks.spawn(recovery::remove_strays(desk.clone()));
     tasks.spawn(aftermath::settle_journals(desk.clone()));
     tasks.spawn(watch_health(desk.clone()));
+    tasks.spawn(notice::watch(desk.clone()));
     let ended = tokio::select! {
         () = shutdown.now.cancelled() => { tracing::info!("leaving; workers go on"); Ok(()) }
         () = drained(&desk, &shutdown) => { tracing::info!("drained"); Ok(()) }

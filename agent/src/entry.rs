@@ -22,6 +22,7 @@ use crate::coordinator::{self, CoordinatorError, CoordinatorParts, Shutdown};
 use crate::folder::{Assignment, AttemptFolder, FolderError};
 use crate::launcher::ProcessLauncher;
 use crate::metrics_endpoint::{self, MetricsError};
+use crate::remains::WORKER_ARGUMENT;
 use crate::runtime::{ContainerRuntime, Docker, Process, Runtimes};
 use crate::worker::{self, FuseMounts, WorkerError, WorkerParts};
 
@@ -95,7 +96,7 @@ async fn run_agent(config: AgentConfig) -> Result<(), EntryError> {
     let (runtimes, docker_version) = find_runtimes(&config).await;
     let launcher = ProcessLauncher {
         program: std::env::current_exe().map_err(system("the program's own path"))?,
-        arguments: vec!["worker".to_owned(), "--attempt-folder".to_owned()],
+        arguments: vec!["worker".to_owned(), WORKER_ARGUMENT.to_owned()],
     };
     let parts = CoordinatorParts {
         network: Arc::new(TcpNetwork),
@@ -162,7 +163,7 @@ async fn find_runtimes(config: &AgentConfig) -> (Runtimes, Option<(usize, usize)
     (runtimes, version)
 }
 
-async fn connect_docker(config: &AgentConfig) -> Result<Docker, String> {
+pub(crate) async fn connect_docker(config: &AgentConfig) -> Result<Docker, String> {
     let connected = tokio::time::timeout(DOCKER_PATIENCE, Docker::connect(&config.docker_socket)).await;
     connected.map_err(|_| "no answer within 5 s".to_owned())?.map_err(|error| error.to_string())
 }

@@ -18,6 +18,7 @@
 //! | the engine made no such output | engine | `output_missing` |
 //! | the composition cannot be mounted or started as it is | input | `invalid_arguments`, `invalid_document` |
 //! | the worker died | infrastructure | `worker_died` |
+//! | the instance is taken away | infrastructure | `interrupted` |
 
 use telecine_domain::failure::{Failure, FailureClass};
 
@@ -126,6 +127,11 @@ pub fn too_many_outputs(objects: usize, most: usize, bytes: usize, most_bytes: u
 pub fn worker_died() -> Failure {
     let message = "the worker process of the attempt died; the instance has removed what it left behind";
     Failure::new(FailureClass::Infrastructure, "worker_died", message)
+}
+
+/// The instance is taken away before the attempt is over.
+pub fn interrupted(why: impl Into<String>) -> Failure {
+    Failure::new(FailureClass::Infrastructure, "interrupted", why)
 }
 
 /// Something on the instance did not work.

@@ -95,6 +95,8 @@ pub enum Outcome {
     Granted(Failure),
     /// It failed without a grant.
     Failed(Failure),
+    /// Its instance is taken away; nothing of it counts.
+    Interrupted(Failure),
     /// It was stopped as asked.
     Stopped,
     /// It lost its right; nothing of it counts.

@@ -22,5 +22,6 @@ mod metrics_endpoint;
 pub mod mounts;
 pub mod plain;
 pub mod redact;
+pub mod remains;
 pub mod runtime;
 pub mod worker;

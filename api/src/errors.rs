@@ -1,9 +1,12 @@
 //! Core's errors as problems: one place that decides what a caller is told.
 
 use telecine_core::access::AccessError;
+use telecine_core::cordon::CordonError;
+use telecine_core::drain::DrainError;
 use telecine_core::engines::EnginesError;
 use telecine_core::idempotency::IdempotencyError;
 use telecine_core::jobs::{EditError, LookupError};
+use telecine_core::ports::instances::InstancesError;
 use telecine_core::ports::keys::KeysError;
 use telecine_core::ports::table::TableError;
 use telecine_core::problem::Problem as Finding;
@@ -59,6 +62,21 @@ impl From<RecordError> for Problem {
     }
 }
 
+impl From<InstancesError> for Problem {
+    fn from(error: InstancesError) -> Self {
+        match error {
+            InstancesError::NoSuchPool(_)
+            | InstancesError::NoCapacity { .. }
+            | InstancesError::NoSuchInstance { .. }
+            | InstancesError::NotSupported(_) => Self::new(Code::IllegalState, error.to_string()),
+            InstancesError::Unavailable(_) => {
+                tracing::warn!(%error, "the instance provider is out of reach");
+                Self::unavailable("the provider of instances is out of reach just now; try again")
+            }
+        }
+    }
+}
+
 impl From<KeysError> for Problem {
     fn from(error: KeysError) -> Self {
         match error {
@@ -80,6 +98,18 @@ impl From<ChangeError> for Problem {
             ChangeError::Outdated { version, .. } => crate::etag::mismatch(version),
             ChangeError::NotFound(job) => Self::not_found("job", &job.to_string()),
             ChangeError::Record(error) => error.into(),
+        }
+    }
+}
+
+impl From<DrainError> for Problem {
+    fn from(error: DrainError) -> Self {
+        match error {
+            DrainError::NotFound(instance) => Self::not_found("instance", &instance.to_string()),
+            DrainError::Cordon(error @ CordonError::Terminating { .. }) => {
+                Self::new(Code::IllegalState, error.to_string())
+            }
+            DrainError::Cordon(CordonError::Record(error)) => error.into(),
         }
     }
 }

@@ -28,7 +28,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::operations::Operations;
-use crate::routes::{arrivals, engines, factories, fleet, jobs, keys, logs, meta, pools, stores, watch};
+use crate::routes::{
+    arrivals, engines, factories, fleet, jobs, keys, logs, meta, pools, scaling, stores, watch,
+};
 
 pub use body::MAX_BODY_BYTES;
 pub use edge::REQUEST_ID;
@@ -81,9 +83,14 @@ fn operations() -> (Router<ApiState>, Value) {
         .routes(routes!(engines::withdraw))
         .routes(routes!(fleet::instances))
         .routes(routes!(fleet::instance))
+        .routes(routes!(fleet::interrupt))
         .routes(routes!(fleet::regions))
         .routes(routes!(fleet::region))
+        .routes(routes!(scaling::drain))
+        .routes(routes!(scaling::undrain))
         .routes(routes!(pools::list))
+        .routes(routes!(scaling::decisions))
+        .routes(routes!(scaling::replay))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::revoke))
         .routes(routes!(meta::document))

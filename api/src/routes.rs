@@ -10,6 +10,7 @@ pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod meta;
 pub(crate) mod pools;
+pub(crate) mod scaling;
 pub(crate) mod stores;
 
 pub(crate) mod watch;

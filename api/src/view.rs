@@ -11,5 +11,6 @@ pub mod job;
 pub mod key;
 pub mod place;
 pub mod pool;
+pub mod scaling;
 pub mod store;
 pub mod values;

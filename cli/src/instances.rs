@@ -1,12 +1,13 @@
-//! `telecine instances`: the instances and what they hold.
+//! `telecine instances`: the instances and what they hold, and drains by hand.
 
 use clap::Subcommand;
 use reqwest::Method;
-use telecine_api::view::place::Instance;
+use telecine_api::view::place::{Instance, InterruptInstance};
+use telecine_api::view::scaling::Cordon;
 use telecine_domain::resources::Resources;
 
 use crate::cli::Global;
-use crate::client::Call;
+use crate::client::{Call, Client};
 use crate::connection;
 use crate::failure::Failure;
 use crate::output::{self, fields, time};
@@ -33,6 +34,29 @@ pub(crate) enum Command {
         /// Its id
         instance: String,
     },
+    /// Have the provider take an instance away, as a spot market does: announced now, done after a while
+    #[command(after_help = "Examples:\n  telecine instances interrupt ins_01kaj... --in 120")]
+    Interrupt {
+        /// Its id
+        instance: String,
+        /// Seconds until it is gone, whatever runs there
+        #[arg(long = "in", value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+        in_seconds: u32,
+    },
+    /// Let an instance take no new work; what it has goes on, and it stays until you say otherwise
+    #[command(
+        after_help = "Examples:\n  telecine instances drain ins_01kaj...\n  telecine instances drain ins_01kaj... -o json"
+    )]
+    Drain {
+        /// Its id
+        instance: String,
+    },
+    /// Let an instance take work again, whoever drained it
+    #[command(after_help = "Examples:\n  telecine instances undrain ins_01kaj...")]
+    Undrain {
+        /// Its id
+        instance: String,
+    },
 }
 
 /// Does it.
@@ -51,7 +75,29 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
             let instance: Instance = client.get(Call::new(Method::GET, &["instances", &instance])).await?;
             global.output.print(&instance, one)
         }
+        Command::Interrupt { instance, in_seconds } => {
+            let call = Call::new(Method::POST, &["instances", &instance, "interrupt"]);
+            let instance: Instance = client.json(call.json(&InterruptInstance { in_seconds })?).await?;
+            global.output.print(&instance, |instance| {
+                format!("{} ({}) will be taken away in {in_seconds} s", instance.id, instance.host)
+            })
+        }
+        Command::Drain { instance } => cordon(&client, global, &instance, "drain").await,
+        Command::Undrain { instance } => cordon(&client, global, &instance, "undrain").await,
     }
+}
+
+async fn cordon(client: &Client, global: &Global, instance: &str, action: &str) -> Result<(), Failure> {
+    let cordon: Cordon = client.json(Call::new(Method::POST, &["instances", instance, action])).await?;
+    global.output.print(&cordon, |cordon| {
+        fields([
+            ("instance", cordon.instance_id.to_string()),
+            ("region", cordon.region.clone()),
+            ("cordon", cordon.number.to_string()),
+            ("state", cordon.state.clone()),
+            ("since", cordon.at.map(time).unwrap_or_default()),
+        ])
+    })
 }
 
 fn table(instances: &[Instance]) -> String {
@@ -63,7 +109,7 @@ fn table(instances: &[Instance]) -> String {
                 instance.region.clone(),
                 instance.pool.clone(),
                 instance.host.clone(),
-                state(instance),
+                standing(instance),
                 Resources::from(instance.capacity).to_string(),
                 Resources::from(instance.allocated).to_string(),
             ]
@@ -92,10 +138,25 @@ fn one(instance: &Instance) -> String {
         ),
         ("images", instance.cached_images.len().to_string()),
     ]);
+    if let Some(at) = instance.notice {
+        text += &format!("\nnotice   its provider takes it away at {}", time(at));
+    }
+    if instance.rebalance {
+        text += "\nhint     its provider may soon take it away";
+    }
     for problem in &instance.problems {
         text += &format!("\nproblem  {}: {}", problem.gate, problem.message);
     }
     text
+}
+
+/// The state, and in a table what was announced.
+fn standing(instance: &Instance) -> String {
+    match instance.notice {
+        Some(at) => format!("{} (ends {})", state(instance), time(at)),
+        None if instance.rebalance => format!("{} (may end)", state(instance)),
+        None => state(instance),
+    }
 }
 
 fn state(instance: &Instance) -> String {

@@ -1,4 +1,6 @@
-//! `telecine pools`: what instances there can be, what they cost, and how many there are.
+//! `telecine pools`: what instances there can be, what they cost, how many there are, and what was decided about them.
+
+mod decisions;
 
 use clap::Subcommand;
 use reqwest::Method;
@@ -26,6 +28,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         page: pages::Arguments,
     },
+    /// Show what was launched and given back, and why
+    Decisions(decisions::Arguments),
 }
 
 /// Does it.
@@ -33,11 +37,15 @@ pub(crate) enum Command {
 /// # Errors
 /// Why it was not done.
 pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure> {
-    let Command::List { region, page } = command;
     let client = connection::client(global)?;
-    let call = Call::new(Method::GET, &["pools"]).query("region", region);
-    let pools = pages::read::<Pool>(&client, call, &page).await?;
-    global.output.print(&pools, |pools| pages::table(pools, table(&pools.data)))
+    match command {
+        Command::List { region, page } => {
+            let call = Call::new(Method::GET, &["pools"]).query("region", region);
+            let pools = pages::read::<Pool>(&client, call, &page).await?;
+            global.output.print(&pools, |pools| pages::table(pools, table(&pools.data)))
+        }
+        Command::Decisions(arguments) => decisions::run(&client, global.output, arguments).await,
+    }
 }
 
 fn table(pools: &[Pool]) -> String {

@@ -106,12 +106,14 @@ async fn open(
 ) -> Result<Embedded, Failure> {
     let program =
         std::env::current_exe().map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))?;
-    let local = |pool: &Pool| LocalPool {
-        name: pool.name.clone(),
-        most: pool.max,
-        boot: Duration::from_secs(pool.boot_seconds.into()),
+    let local = |planned: &Planned| LocalPool {
+        name: planned.pool.name.clone(),
+        most: planned.pool.max,
+        capacity: planned.capacity,
+        boot: Duration::from_secs(planned.pool.boot_seconds.into()),
+        program: planned.agent.clone(),
     };
-    let pools = pools.iter().map(|planned| local(&planned.pool)).collect();
+    let pools = pools.iter().map(local).collect();
     let settings = EmbeddedConfig {
         folder: data.to_owned(),
         pools,
@@ -137,12 +139,17 @@ async fn platform(
     let authority =
         CertificateAuthority::open(&data.join("ca"), process::now()).map_err(anyhow::Error::from)?;
     let (shutdown, mut parts) = (CancellationToken::new(), JoinSet::new());
-    let managers = Managers { config, backend: &backend, authority: authority.into(), shutdown: &shutdown };
+    if api.is_some() {
+        // Before anybody scales them.
+        declare(&backend, pools).await?;
+    }
+    let scales = api.is_some() && config.scales();
+    let authority = authority.into();
+    let managers = Managers { config, backend: &backend, authority, scales, shutdown: &shutdown };
     let managers = managers.start(&mut parts).await?;
     provisioner.join(Joining { backend: backend.clone(), managers: managers.clone() });
     let api = match api {
         Some(listener) => {
-            declare(&backend, pools).await?;
             let account = first_account(&backend, config).await?;
             let url = format!("http://{}", listener.local_addr().map_err(anyhow::Error::from)?);
             let key = first_key::ensure(data, &backend, &account, &url).await?;
@@ -218,7 +225,7 @@ async fn declare(backend: &Backend, pools: &[Planned]) -> Result<(), Failure> {
     declared.map_err(|problem| Failure::new(Exit::Failed, problem.to_string()))
 }
 
-/// As many local instances in each pool as it begins with; those that are there count.
+/// As many local instances in each pool that is not scaled as it begins with; those that are there count.
 async fn launch_instances(pools: &[Planned], embedded: &Embedded) -> Result<(), Failure> {
     for Planned { pool, start, .. } in pools {
         let failed = |problem| Failure::new(Exit::Failed, format!("{problem}"));

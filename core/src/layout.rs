@@ -278,6 +278,64 @@ pub(crate) fn instance_by_id(instance: InstanceId) -> Key {
     Key::new(format!("instance#{instance}"), "instance")
 }
 
+pub(crate) fn cordons_of(region: &RegionName) -> String {
+    format!("region#{region}#cordons")
+}
+
+pub(crate) fn cordon(region: &RegionName, instance: InstanceId) -> Key {
+    Key::new(cordons_of(region), instance.to_string())
+}
+
+/// The books of a region's autoscaler.
+pub(crate) fn scaling(region: &RegionName) -> Key {
+    Key::new(format!("region#{region}"), "scaling")
+}
+
+pub(crate) fn launches_of(region: &RegionName) -> String {
+    format!("region#{region}#launches")
+}
+
+pub(crate) fn launch(region: &RegionName, decision: u64, index: u32) -> Key {
+    Key::new(launches_of(region), format!("{decision:010}#{index:010}"))
+}
+
+pub(crate) fn bought_of(region: &RegionName) -> String {
+    format!("region#{region}#bought")
+}
+
+pub(crate) fn bought(region: &RegionName, instance: InstanceId) -> Key {
+    Key::new(bought_of(region), instance.to_string())
+}
+
+/// What waits in a region: the head of the last observation.
+pub(crate) fn observation(region: &RegionName) -> Key {
+    Key::new(format!("region#{region}#observation"), "head")
+}
+
+/// What the chunks of one observation, by term and sequence, begin with.
+pub(crate) fn observation_chunks((term, sequence): (u64, u64)) -> String {
+    format!("chunk#{term:010}#{sequence:010}#")
+}
+
+pub(crate) fn observation_chunk(region: &RegionName, number: (u64, u64), index: u32) -> Key {
+    Key::new(observation(region).partition, format!("{}{index:010}", observation_chunks(number)))
+}
+
+pub(crate) fn decisions_of(region: &RegionName) -> String {
+    format!("region#{region}#decisions")
+}
+
+pub(crate) fn decision(region: &RegionName, number: u64) -> Key {
+    Key::new(decisions_of(region), format!("{number:010}"))
+}
+
+/// The decisions of every region, by time.
+pub(crate) const DECISIONS: &str = "decisions";
+
+pub(crate) fn decision_by_time(region: &RegionName, number: u64, at: Timestamp) -> Key {
+    Key::new(DECISIONS, moment(at, &format!("{region}#{number:010}")))
+}
+
 /// Every pool.
 pub(crate) const POOLS: &str = "pools";
 
@@ -330,6 +388,25 @@ mod tests {
         make(Timestamp::from_millis(1), 1)
     }
 
+    /// Of regions, instances and pools.
+    fn places_of_regions(loc: &RegionName, ins: InstanceId, fleet: &PoolName) -> Vec<(&'static str, Key)> {
+        vec![
+            ("leader", leader(loc)),
+            ("region", region(loc)),
+            ("instance", instance(loc, ins)),
+            ("instance by id", instance_by_id(ins)),
+            ("cordon", cordon(loc, ins)),
+            ("scaling books", scaling(loc)),
+            ("launch", launch(loc, 7, 7)),
+            ("bought instance", bought(loc, ins)),
+            ("observation", observation(loc)),
+            ("observation chunk", observation_chunk(loc, (7, 7), 7)),
+            ("scaling decision", decision(loc, 7)),
+            ("decisions by time", Key::new(DECISIONS, moment(Timestamp::from_millis(1), "x"))),
+            ("pool", pool(fleet)),
+        ]
+    }
+
     /// Every key that is built, with what varies in angle brackets: `(what, partition, sort)`.
     fn places() -> Vec<(&'static str, String, String)> {
         let (acc, jid, sto, fac) = (id(AccountId::new), id(JobId::new), id(StoreId::new), id(FactoryId::new));
@@ -378,12 +455,8 @@ mod tests {
             ("arrivals by time", Key::new(arrivals_of(acc), at.clone())),
             ("unmatched by time", Key::new(unmatched_of(acc), at)),
             ("produced output", produced(sto, "x")),
-            ("leader", leader(&loc)),
-            ("region", region(&loc)),
-            ("instance", instance(&loc, ins)),
-            ("instance by id", instance_by_id(ins)),
-            ("pool", pool(&fleet)),
         ];
+        let keys = keys.into_iter().chain(places_of_regions(&loc, ins, &fleet));
         let names: [(String, &str); 9] = [
             (acc.to_string(), "<account>"),
             (jid.to_string(), "<job>"),
@@ -404,7 +477,7 @@ mod tests {
                 Some(_) | None => part,
             }
         };
-        keys.into_iter().map(|(what, key)| (what, named(&key.partition), named(&key.sort))).collect()
+        keys.map(|(what, key)| (what, named(&key.partition), named(&key.sort))).collect()
     }
 
     #[test]

@@ -10,9 +10,12 @@
 
 pub mod access;
 pub mod accounts;
+pub mod autoscale;
 pub mod backend;
 pub mod contract;
+pub mod cordon;
 pub mod dispatch;
+pub mod drain;
 pub mod engines;
 pub mod enrolment;
 pub mod explain;
@@ -47,7 +50,7 @@ mod tests {
     use serde_json::Value;
     use telecine_domain::attempt::AttemptId;
     use telecine_domain::factory::ArrivedObject;
-    use telecine_domain::id::{AccountId, JobId, RegionName, StoreId};
+    use telecine_domain::id::{AccountId, InstanceId, JobId, RegionName, StoreId};
     use telecine_domain::manifest::Manifest;
     use telecine_domain::time::Timestamp;
 
@@ -62,6 +65,7 @@ mod tests {
         (account, job, store): (AccountId, JobId, StoreId),
         (attempt, object): (AttemptId, ArrivedObject),
         (body, region): (&Value, &RegionName),
+        (instance, settings): (InstanceId, &autoscale::Settings),
         now: Timestamp,
     ) {
         can_be_spawned(jobs::submit(backend, account, body, None, now));
@@ -97,5 +101,13 @@ mod tests {
         can_be_spawned(access::authenticate(backend, "", now));
         can_be_spawned(accounts::ensure_default(backend, region, now));
         can_be_spawned(fleet::regions(backend));
+        can_be_spawned(cordon::of_region(backend, region));
+        can_be_spawned(cordon::claim(backend, region, instance, 1, now));
+        can_be_spawned(autoscale::tick(backend, region, settings, now));
+        can_be_spawned(drain::begin(backend, instance, now));
+        can_be_spawned(drain::revoke(backend, instance, now));
+        can_be_spawned(autoscale::observed(backend, region));
+        can_be_spawned(autoscale::list(backend, None, 1, None));
+        can_be_spawned(autoscale::replay(backend, region, 1));
     }
 }

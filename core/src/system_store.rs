@@ -123,6 +123,20 @@ impl SystemStore {
             Err(SystemStoreError::Damaged(reference.sha256.clone()))
         }
     }
+
+    /// Removes what lies under `reference`; what is gone is no error. For objects that one row alone refers to.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn remove(&self, reference: &Reference) -> Result<(), SystemStoreError> {
+        match &self.0 {
+            Place::Memory(objects) => {
+                objects.lock().unwrap_or_else(PoisonError::into_inner).remove(&reference.sha256);
+            }
+            Place::Opened(store) => store.delete(&object_key(reference)).await?,
+        }
+        Ok(())
+    }
 }
 
 /// Spread over 256 folders. A reference that was read from a damaged row may hold anything; it then names nothing.
@@ -151,6 +165,9 @@ mod tests {
             assert_eq!(system.read(&reference).await.unwrap(), bytes);
             let nothing = Reference { sha256: "ab".repeat(32), size_bytes: 1 };
             assert!(matches!(system.read(&nothing).await, Err(SystemStoreError::Missing(_))));
+            system.remove(&reference).await.unwrap();
+            system.remove(&reference).await.unwrap();
+            assert!(matches!(system.read(&reference).await, Err(SystemStoreError::Missing(_))));
         }
     }
 

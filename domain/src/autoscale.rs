@@ -24,8 +24,10 @@ mod policy;
 #[cfg(test)]
 mod properties;
 mod retire;
+mod spent;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use amounts::Amounts;
 pub use decision::{Cap, Keep, Planned, PoolProblem, Reason, ScaleAction, ScaleDecision};
@@ -33,6 +35,7 @@ pub use facts::{
     Cordon, CordonCause, InstanceFacts, LaunchFacts, Life, Market, PoolFacts, Snapshot, Trouble, Waiting,
 };
 pub use policy::{Breaker, Caps, Headroom, IdleRule, Marks, Patience, Policy, PolicyError, Schedule};
+pub use spent::Spent;
 
 use buy::Purchase;
 use caps::{Claim, Ledger};

@@ -302,6 +302,7 @@ fn refused(request: &Request, nearest: &Nearest, instances: usize) -> Said {
         }
         reason @ (RefusalReason::NotReady { .. }
         | RefusalReason::Draining
+        | RefusalReason::Cordoned
         | RefusalReason::Unhealthy { .. }) => (
             ReasonCode::NoneReady,
             None,
@@ -339,6 +340,7 @@ fn none_ready_step(reason: &RefusalReason, host: &str) -> String {
             format!("start the agent on {host}, or mend its connection to the manager, or add an instance")
         }
         RefusalReason::Draining
+        | RefusalReason::Cordoned
         | RefusalReason::RuntimeMissing { .. }
         | RefusalReason::TooSmall { .. }
         | RefusalReason::Busy { .. } => "add an instance".to_owned(),

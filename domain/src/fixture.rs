@@ -82,6 +82,11 @@ pub(crate) fn instance(number: u128, capacity: Resources) -> Instance {
         state: InstanceState::Ready,
         allocated: Resources::ZERO,
         state_since: at(0),
+        leases: 0,
+        idle_since: at(0),
+        expected_end: None,
+        notice: None,
+        rebalance: false,
     }
 }
 

@@ -64,10 +64,31 @@ pub enum InstanceState {
     Unhealthy,
     /// Finishes what it has and takes no more.
     Draining,
+    /// Connected and healthy, and takes no new work: it is cordoned, or its end was announced.
+    Cordoned,
     /// Not connected; its leases still run.
     Disconnected,
     /// Not connected for longer than a lease.
     Lost,
+}
+
+/// What the provider of an instance has announced about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notice {
+    /// When the provider takes the instance away, whatever runs there.
+    #[serde(default)]
+    pub terminate_at: Option<Timestamp>,
+    /// The provider hints that it may soon do so.
+    #[serde(default)]
+    pub rebalance: bool,
+}
+
+impl Notice {
+    /// Whether the instance takes no new work. A hint alone is for the autoscaler to act on.
+    pub const fn is_final(&self) -> bool {
+        self.terminate_at.is_some()
+    }
 }
 
 /// The record of an instance.
@@ -82,4 +103,19 @@ pub struct Instance {
     pub allocated: Resources,
     /// Since when it is in that state.
     pub state_since: Timestamp,
+    /// How many attempts it holds, assignments in flight included.
+    #[serde(default)]
+    pub leases: u32,
+    /// Since when it holds none; meaningless while it holds some.
+    #[serde(default)]
+    pub idle_since: Timestamp,
+    /// When the last of what it holds is expected to end; `None` when it holds nothing.
+    #[serde(default)]
+    pub expected_end: Option<Timestamp>,
+    /// When its provider takes it away, if that was announced.
+    #[serde(default)]
+    pub notice: Option<Timestamp>,
+    /// Whether its provider hints that it may soon be taken away.
+    #[serde(default)]
+    pub rebalance: bool,
 }

@@ -120,6 +120,8 @@ pub enum RefusalReason {
     },
     /// It finishes what it has and takes no more.
     Draining,
+    /// It is cordoned, or its end was announced.
+    Cordoned,
     /// Its own health keeps it from taking work.
     Unhealthy {
         /// The closed gates.
@@ -208,6 +210,7 @@ pub fn refusal(request: &Request, candidate: &Candidate<'_>) -> Option<RefusalRe
             gates: candidate.problems.iter().map(|problem| problem.gate.clone()).collect(),
         }),
         InstanceState::Draining => Some(RefusalReason::Draining),
+        InstanceState::Cordoned => Some(RefusalReason::Cordoned),
         state @ (InstanceState::Disconnected | InstanceState::Lost) => {
             Some(RefusalReason::NotReady { state })
         }
@@ -284,9 +287,10 @@ const fn distance(reason: &RefusalReason) -> u8 {
         RefusalReason::Busy { .. } => 0,
         RefusalReason::Unhealthy { .. } => 1,
         RefusalReason::NotReady { .. } => 2,
-        RefusalReason::Draining => 3,
-        RefusalReason::TooSmall { .. } => 4,
-        RefusalReason::RuntimeMissing { .. } => 5,
+        RefusalReason::Cordoned => 3,
+        RefusalReason::Draining => 4,
+        RefusalReason::TooSmall { .. } => 5,
+        RefusalReason::RuntimeMissing { .. } => 6,
     }
 }
 
@@ -301,6 +305,7 @@ fn coverage(reason: &RefusalReason) -> u32 {
         RefusalReason::RuntimeMissing { .. }
         | RefusalReason::NotReady { .. }
         | RefusalReason::Draining
+        | RefusalReason::Cordoned
         | RefusalReason::Unhealthy { .. } => 0,
     }
 }
@@ -319,6 +324,7 @@ impl fmt::Display for RefusalReason {
             Self::NotReady { state: InstanceState::Lost } => f.write_str("it is lost"),
             Self::NotReady { .. } => f.write_str("it is not connected"),
             Self::Draining => f.write_str("it is draining and takes no more work"),
+            Self::Cordoned => f.write_str("it is cordoned and takes no new work"),
             Self::Unhealthy { gates } if gates.is_empty() => f.write_str("it is unhealthy"),
             Self::Unhealthy { gates } => write!(f, "it is unhealthy ({})", gates.join(", ")),
             Self::Busy { resource, need, free } => {

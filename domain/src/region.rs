@@ -22,6 +22,7 @@ mod index;
 mod lane;
 mod lease;
 mod limits;
+mod observe;
 mod order;
 mod queue;
 mod refusal;
@@ -41,7 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptId;
 use crate::id::{AccountId, Epoch, FactoryId, InstanceId, JobId};
-use crate::instance::{Instance, InstanceProfile, InstanceState};
+use crate::instance::{Instance, InstanceProfile, InstanceState, Notice};
 use crate::job::{Job, JobState};
 use crate::placement::{Policy, Request, Unplaceable, place};
 use crate::resources::Resources;
@@ -78,6 +79,8 @@ pub struct RegionConfig {
     pub aging: Aging,
     /// How many attempts there may be at the same time.
     pub limits: Limits,
+    /// How long a job is expected to run.
+    pub expected_run: Duration,
 }
 
 impl Default for RegionConfig {
@@ -90,6 +93,7 @@ impl Default for RegionConfig {
             fair_share: FairShare::default(),
             aging: Aging::default(),
             limits: Limits::default(),
+            expected_run: Duration::from_secs(300),
         }
     }
 }
@@ -217,6 +221,21 @@ pub enum RegionEvent {
         /// Whether it takes no more work.
         draining: bool,
     },
+    /// The cordon that stands for an instance, told before it attaches; with one it takes no new work.
+    Cordon {
+        /// Which instance.
+        instance: InstanceId,
+        /// The number of the cordon; `None` when it was lifted.
+        cordon: Option<u64>,
+    },
+    /// What the provider has announced about an instance, told before it attaches; once its end is announced it takes no
+    /// new work.
+    Noticed {
+        /// Which instance.
+        instance: InstanceId,
+        /// What.
+        notice: Notice,
+    },
     /// The coordinator's stream has ended.
     InstanceDetached(InstanceId),
     /// The attempt's worker was heard.
@@ -276,6 +295,16 @@ pub struct InstanceView<'a> {
     pub free: Resources,
     /// How many attempts its hello named that nobody has vouched for yet.
     pub unknown_attempts: usize,
+    /// How many attempts it holds, assignments in flight and those unknown ones included.
+    pub leases: u32,
+    /// Since when it holds none; meaningless while it holds some.
+    pub idle_since: Timestamp,
+    /// When the last of what it holds is expected to end.
+    pub expected_end: Option<Timestamp>,
+    /// The number of the cordon that stands for it.
+    pub cordon: Option<u64>,
+    /// What its provider has announced.
+    pub notice: Notice,
 }
 
 impl InstanceView<'_> {
@@ -286,6 +315,11 @@ impl InstanceView<'_> {
             state: self.state,
             allocated: self.allocated,
             state_since: self.state_since,
+            leases: self.leases,
+            idle_since: self.idle_since,
+            expected_end: self.expected_end,
+            notice: self.notice.terminate_at,
+            rebalance: self.notice.rebalance,
         }
     }
 }
@@ -381,6 +415,12 @@ impl Region {
                 self.attached(profile, &running, now, &mut actions);
             }
             RegionEvent::ProfileChanged { profile, draining } => self.profile_changed(profile, draining, now),
+            RegionEvent::Cordon { instance, cordon } => {
+                self.signs_changed(instance, now, |signs| signs.cordon = cordon);
+            }
+            RegionEvent::Noticed { instance, notice } => {
+                self.signs_changed(instance, now, |signs| signs.notice = notice);
+            }
             RegionEvent::InstanceDetached(instance) => self.detached(instance, now),
             RegionEvent::Renewed(attempt) => self.renewed(attempt, now),
             RegionEvent::Tick => {}
@@ -406,6 +446,12 @@ impl Region {
     /// One instance.
     pub fn instance(&self, id: InstanceId) -> Option<InstanceView<'_>> {
         self.fleet.slot(id).map(view)
+    }
+
+    /// Whether nothing runs or is about to run on an instance, as far as is known here: no live attempt, no assignment
+    /// in flight, nothing in its hello that nobody has vouched for.
+    pub fn is_idle(&self, id: InstanceId) -> bool {
+        self.fleet.is_idle(id) && self.fleet.slot(id).is_none_or(|slot| slot.unknown.is_empty())
     }
 
     /// The live attempts, in an order that means nothing.
@@ -597,7 +643,7 @@ impl Region {
         now: Timestamp,
     ) -> Charge {
         let share = resources.dominant_share(&self.fleet.capacity());
-        self.fleet.allocate(instance, resources);
+        self.fleet.allocate(instance, resources, now.after(self.config.expected_run));
         self.running.begun(account, factory);
         if self.usage.rebase(now, &self.config.fair_share) {
             self.queue.order.restate(|account| self.usage.of(account));
@@ -609,7 +655,8 @@ impl Region {
 
     /// Takes back what an attempt or assignment held, and puts its charge right.
     fn end(&mut self, instance: InstanceId, resources: &Resources, charge: &Charge, now: Timestamp) {
-        let row = self.fleet.release(instance, resources);
+        let until = charge.amount.since().after(self.config.expected_run);
+        let row = self.fleet.release(instance, resources, until, now);
         self.running.ended(charge.account, charge.factory);
         self.usage.settle(charge, now, &self.config.fair_share);
         self.queue.order.set_used(charge.account, self.usage.of(charge.account));
@@ -648,5 +695,10 @@ fn view(slot: &Slot) -> InstanceView<'_> {
         allocated: slot.allocated,
         free: slot.free(),
         unknown_attempts: slot.unknown.len(),
+        leases: slot.leases(),
+        idle_since: slot.idle_since,
+        expected_end: slot.expected_end(),
+        cordon: slot.signs.cordon,
+        notice: slot.signs.notice,
     }
 }

@@ -8,6 +8,7 @@ use telecine_proto::clock::Clock;
 use telecine_proto::identity::is_manager_id;
 use telecine_proto::serve::Limits;
 
+use crate::autoscaling::Autoscaling;
 use crate::scheduling::Scheduling;
 
 /// Settings of a manager.
@@ -57,6 +58,8 @@ pub struct ManagerConfig {
     pub drain: Duration,
     /// How jobs are ordered, shared and limited.
     pub scheduling: Scheduling,
+    /// How instances are bought and given back.
+    pub autoscaling: Autoscaling,
     /// What the listener allows.
     #[serde(skip)]
     pub limits: Limits,
@@ -84,6 +87,7 @@ impl Default for ManagerConfig {
             certificate: Duration::from_secs(24 * 3600),
             drain: Duration::from_secs(10),
             scheduling: Scheduling::default(),
+            autoscaling: Autoscaling::default(),
             limits: Limits::default(),
             clock: Clock::System,
         }
@@ -133,6 +137,9 @@ impl ManagerConfig {
         check(!self.watch_poll.is_zero(), "watch_poll_seconds", "it must be above 0")?;
         if let Some((setting, problem)) = self.scheduling.problem() {
             check(false, setting, problem)?;
+        }
+        if let Some((setting, problem)) = self.autoscaling.problem() {
+            check(false, setting, &problem)?;
         }
         let lease = self.lease;
         check(

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::id::InstanceId;
-use telecine_domain::instance::InstanceProfile;
-use telecine_domain::region::{Action, Region, RegionEvent};
+use telecine_domain::instance::{InstanceProfile, Notice};
+use telecine_domain::region::{Action, Region, RegionConfig, RegionEvent};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
@@ -22,10 +22,13 @@ use crate::lead::{Command, Lead, Survey};
 use crate::publish;
 use crate::registry::{CoordinatorCaller, Open};
 
+mod cordons;
 mod effects;
 mod fleet;
 
-pub(crate) use effects::end_with_leftovers;
+use cordons::Cordons;
+pub(crate) use cordons::message as cordon_message;
+pub(crate) use effects::{EndedBy, end_with_leftovers};
 use fleet::FleetRecords;
 
 /// How often instances' records and gauges are brought up to date.
@@ -33,11 +36,15 @@ const BOOKKEEPING: Duration = Duration::from_secs(1);
 
 /// Runs until the leadership is over.
 pub(crate) async fn run(lead: Arc<Lead>, commands: mpsc::Receiver<Command>) {
-    let config = lead.config.scheduling.region(lead.config.lease);
+    let config = RegionConfig {
+        expected_run: lead.config.autoscaling.expected_run(),
+        ..lead.config.scheduling.region(lead.config.lease)
+    };
     let dispatcher = Dispatcher {
         region: Region::new(config),
         condemned: BTreeSet::new(),
         attached: BTreeMap::new(),
+        cordons: Cordons::new(),
         fleet: FleetRecords::new(lead.clone()),
         lead,
     };
@@ -51,6 +58,7 @@ struct Dispatcher {
     condemned: BTreeSet<AttemptId>,
     /// The newest stream of each attached instance.
     attached: BTreeMap<InstanceId, u64>,
+    cordons: Cordons,
     fleet: FleetRecords,
 }
 
@@ -90,8 +98,15 @@ impl Dispatcher {
                 }
                 self.handle(event);
             }
-            Command::Attach { profile, running, stream } => self.attach(*profile, running, stream),
+            Command::Attach { profile, running, cordon, notice, stream } => {
+                if let Some((instance, generation)) = self.open(profile.id, stream) {
+                    self.cordon_of_new(instance, generation, cordon);
+                    self.attach(*profile, notice, running);
+                }
+            }
             Command::Detach { instance, generation } => self.detach(instance, generation),
+            Command::Cordons(rows) => self.cordons_seen(rows),
+            Command::IdleAt { instance, generation, number } => self.idle_at(instance, generation, number),
             Command::Renew { attempt, answer } => {
                 let live = self.region.attempt(attempt).is_some() && !self.condemned.contains(&attempt);
                 if live {
@@ -99,6 +114,9 @@ impl Dispatcher {
                 }
                 // A session that ended meanwhile needs no answer.
                 let _ended = answer.send(live);
+            }
+            Command::Waiting(answer) => {
+                let _ended = answer.send(self.region.waiting());
             }
             Command::Survey(answer) => {
                 let queued = self.region.queued().collect();
@@ -108,14 +126,21 @@ impl Dispatcher {
         }
     }
 
-    fn attach(&mut self, profile: InstanceProfile, running: Vec<AttemptId>, stream: Open<CoordinatorCaller>) {
-        let (instance, generation) = (profile.id, stream.generation);
+    /// Registers a coordinator's stream, unless there is a newer one.
+    fn open(&mut self, instance: InstanceId, stream: Open<CoordinatorCaller>) -> Option<(InstanceId, u64)> {
+        let generation = stream.generation;
         if !self.lead.registry.coordinators.insert(instance, stream) {
-            return;
+            return None;
         }
         self.attached.insert(instance, generation);
+        Some((instance, generation))
+    }
+
+    fn attach(&mut self, profile: InstanceProfile, notice: Notice, running: Vec<AttemptId>) {
+        let instance = profile.id;
         info!(%instance, region = %self.lead.region, host = profile.host, running = running.len(), "an instance attached");
         self.find_undelivered(instance, &running);
+        self.handle(RegionEvent::Noticed { instance, notice });
         self.handle(RegionEvent::InstanceAttached { profile, running });
     }
 
@@ -138,6 +163,7 @@ impl Dispatcher {
         self.lead.registry.coordinators.remove(instance, generation);
         if self.attached.get(&instance) == Some(&generation) {
             self.attached.remove(&instance);
+            self.cordon_of_gone(instance, generation);
             info!(%instance, region = %self.lead.region, "an instance's stream ended");
             self.handle(RegionEvent::InstanceDetached(instance));
         }

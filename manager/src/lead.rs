@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use telecine_core::backend::Backend;
+use telecine_core::cordon::Cordoned;
 use telecine_core::dispatch;
 use telecine_core::record::RecordError;
 use telecine_core::update::ChangeError;
 use telecine_domain::attempt::AttemptId;
+use telecine_domain::autoscale::Waiting;
 use telecine_domain::id::{InstanceId, JobId, RegionName, Term};
-use telecine_domain::instance::InstanceProfile;
+use telecine_domain::instance::{InstanceProfile, Notice};
 use telecine_domain::job::{Job, JobState};
 use telecine_domain::region::{LiveAttempt, QueuedJob, RegionEvent};
 use telecine_domain::time::Timestamp;
@@ -45,6 +47,10 @@ pub(crate) enum Command {
         profile: Box<InstanceProfile>,
         /// The attempts of its hello that go on.
         running: Vec<AttemptId>,
+        /// Its cordon, which its coordinator was told on this stream.
+        cordon: Option<Cordoned>,
+        /// What its provider has announced.
+        notice: Notice,
         /// Its stream.
         stream: Open<CoordinatorCaller>,
     },
@@ -55,6 +61,17 @@ pub(crate) enum Command {
         /// Which stream.
         generation: u64,
     },
+    /// The cordons of the region, as read just now.
+    Cordons(Vec<Cordoned>),
+    /// A coordinator says that it holds no attempt at this cordon.
+    IdleAt {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which stream.
+        generation: u64,
+        /// The number of the cordon.
+        number: u64,
+    },
     /// A worker was heard: does it still have its right?
     Renew {
         /// Which attempt.
@@ -64,6 +81,8 @@ pub(crate) enum Command {
     },
     /// What is known of jobs?
     Survey(oneshot::Sender<Survey>),
+    /// What waits, and may be placed now?
+    Waiting(oneshot::Sender<Vec<Waiting>>),
 }
 
 /// The jobs the region knows.
@@ -181,6 +200,13 @@ impl Lead {
         let (answer, survey) = oneshot::channel();
         self.command(Command::Survey(answer)).await;
         survey.await.ok()
+    }
+
+    /// What waits, and may be placed now; `None` when the leadership is over.
+    pub(crate) async fn waiting(&self) -> Option<Vec<Waiting>> {
+        let (answer, waiting) = oneshot::channel();
+        self.command(Command::Waiting(answer)).await;
+        waiting.await.ok()
     }
 
     /// Tells everybody here what a job is, as recorded.

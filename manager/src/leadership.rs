@@ -19,7 +19,7 @@ use crate::config::ManagerConfig;
 use crate::lead::Lead;
 use crate::metrics::RegionMetrics;
 use crate::sessions::Leads;
-use crate::{dispatch, feed, stops};
+use crate::{cordons, dispatch, feed, scaling, stops};
 
 /// A region and what a manager needs to lead it.
 #[derive(Clone)]
@@ -145,7 +145,9 @@ async fn work(lead: Arc<Lead>, leads: Leads) {
     lead.spawn(until_over(lead.clone(), "receive", feed::receive(lead.clone())));
     lead.spawn(until_over(lead.clone(), "keep_receipts", feed::keep_receipts(lead.clone())));
     lead.spawn(until_over(lead.clone(), "reconcile", feed::reconcile(lead.clone())));
+    lead.spawn(until_over(lead.clone(), "cordons", cordons::watch(lead.clone())));
     lead.spawn(until_over(lead.clone(), "stops", stops::poll(lead.clone())));
+    lead.spawn(until_over(lead.clone(), "scaling", scaling::run(lead.clone())));
 }
 
 /// Renews the leadership until it is lost. Gives it back when it may still be ours.

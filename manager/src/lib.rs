@@ -8,7 +8,9 @@
 //! answer its coordinator and its worker; `recorder`, `stops` and `publish` do what their names say. `leadership` decides
 //! when all of this may run, under which term. What it is not: it opens no store and runs no engine.
 
+mod autoscaling;
 mod config;
+mod cordons;
 mod dispatch;
 mod endpoint;
 mod enrol;
@@ -19,6 +21,7 @@ mod metrics;
 mod publish;
 mod recorder;
 mod registry;
+mod scaling;
 mod scheduling;
 mod sessions;
 mod signing;
@@ -37,6 +40,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub use autoscaling::{Autoscaling, PolicyChoice};
 pub use config::{InvalidConfig, ManagerConfig};
 pub use scheduling::Scheduling;
 

@@ -123,10 +123,28 @@ impl RegionMetrics {
             InstanceState::Ready => "ready",
             InstanceState::Unhealthy => "unhealthy",
             InstanceState::Draining => "draining",
+            InstanceState::Cordoned => "cordoned",
             InstanceState::Disconnected => "disconnected",
             InstanceState::Lost => "lost",
         };
         gauge!("telecine_instances", "region" => self.label(), "state" => state).set(as_float(count));
+    }
+
+    /// A tick of the autoscaler came to an end.
+    pub(crate) fn ticked(&self, outcome: &'static str) {
+        counter!("telecine_autoscaling_ticks_total", "region" => self.label(), "outcome" => outcome)
+            .increment(1);
+    }
+
+    /// Instances were asked for, and given or not.
+    pub(crate) fn launches(&self, outcome: &'static str, instances: u32) {
+        counter!("telecine_launches_total", "region" => self.label(), "outcome" => outcome)
+            .increment(u64::from(instances));
+    }
+
+    /// Instances are gone for good.
+    pub(crate) fn retirements(&self, instances: u32) {
+        counter!("telecine_retirements_total", "region" => self.label()).increment(u64::from(instances));
     }
 
     /// Allocated of capacity, of the scarcest resource, in thousandths.

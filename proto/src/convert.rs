@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use telecine_domain::attempt::{AttemptId, Counters, Phase, Progress};
 use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::id::{AttemptNumber, Epoch};
-use telecine_domain::instance::InstanceProfile;
+use telecine_domain::instance::{InstanceProfile, Notice};
 use telecine_domain::job::{JobSpec, MAX_SPEC_BYTES};
 use telecine_domain::location::ObjectKey;
 use telecine_domain::manifest::{Manifest, Sealed, SealedObject};
@@ -423,6 +423,16 @@ pub fn provider(access: &wire::StoreAccess) -> Result<Provider, ConvertError> {
     document("provider_json", &access.provider_json)
 }
 
+/// What an instance's provider has announced, from a hello or a changed profile.
+pub fn notice(at_millis: u64, rebalance: bool) -> Notice {
+    Notice { terminate_at: optional_time(at_millis), rebalance }
+}
+
+/// When the provider takes the instance away, for a message; 0 when that was not announced.
+pub fn notice_at_millis(notice: &Notice) -> u64 {
+    notice.terminate_at.map_or(0, Timestamp::as_millis)
+}
+
 /// A time that may be absent, written as 0.
 pub fn optional_time(millis: u64) -> Option<Timestamp> {
     (millis != 0).then(|| Timestamp::from_millis(millis))
@@ -485,6 +495,13 @@ mod tests {
             at: Timestamp::from_millis(11),
         };
         assert_eq!(progress(id(), said.clone().into()), Ok(said));
+        for said in [
+            Notice::default(),
+            Notice { terminate_at: Some(Timestamp::from_millis(7)), rebalance: false },
+            Notice { terminate_at: None, rebalance: true },
+        ] {
+            assert_eq!(notice(notice_at_millis(&said), said.rebalance), said);
+        }
         for value in [Phase::Leased, Phase::Pulling, Phase::Mounting, Phase::Running, Phase::Flushing] {
             assert_eq!(phase(phase_name(value)), Ok(value));
         }

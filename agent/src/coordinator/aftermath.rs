@@ -20,6 +20,8 @@ use crate::folder::{
 use crate::launcher::last_words;
 use crate::mounts;
 
+/// How long the end of the instance is held up by a journal.
+const JOURNALS_PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at the journals that wait.
 const JOURNALS_PERIOD: Duration = Duration::from_secs(60);
 
@@ -45,8 +47,10 @@ pub(super) async fn clean_up(
     }
     let journal_kept = keep_journal(desk, folder, result.as_ref());
     desk.release(&attempt);
+    let interrupted = result.as_ref().is_some_and(|it| matches!(it.outcome, Outcome::Interrupted(_)));
     if let Some(failure) = unsaid(result, failure) {
-        report(desk, attempt, assignment.trace, failure).await;
+        let gone = WorkerGone { id: Some(attempt.into()), failure: Some(failure.into()), interrupted };
+        report(desk, attempt, assignment.trace, gone).await;
     }
     if let Err(error) = journal_kept.and_then(|()| folder.remove()) {
         tracing::error!(%attempt, error = %describe(&error), "the attempt's folder stays behind");
@@ -124,10 +128,23 @@ pub(super) async fn settle_journals(desk: Arc<Desk>) {
         tokio::time::sleep(JOURNALS_PERIOD).await;
         for attempt in waiting_journals(&desk) {
             if !desk.is_here(&attempt) {
-                report(&desk, attempt, None, failure::worker_died()).await;
+                let failure = Some(failure::worker_died().into());
+                let gone = WorkerGone { id: Some(attempt.into()), failure, interrupted: false };
+                report(&desk, attempt, None, gone).await;
             }
         }
     }
+}
+
+/// Whether what a dead attempt has written here may still be taken away: its journal waits, and not for too long already.
+/// Whoever ends this instance would leave it to the store's own rules.
+pub(super) fn journals_wait(desk: &Desk) -> bool {
+    waiting_journals(desk).iter().any(|attempt| {
+        let journal = journal_of(desk, &AttemptFolder::name_of(attempt));
+        let written = std::fs::metadata(journal).and_then(|found| found.modified());
+        // One of the future is as good as new.
+        written.is_ok_and(|at| at.elapsed().unwrap_or_default() < JOURNALS_PATIENCE)
+    })
 }
 
 fn waiting_journals(desk: &Desk) -> Vec<AttemptId> {
@@ -149,7 +166,7 @@ fn unsaid(result: Option<AttemptResult>, launch_failure: Option<Failure>) -> Opt
         return None;
     }
     Some(match result.outcome {
-        Outcome::Failed(failure) | Outcome::Granted(failure) => failure,
+        Outcome::Failed(failure) | Outcome::Granted(failure) | Outcome::Interrupted(failure) => failure,
         Outcome::Published => {
             let message = "the outputs are published; the worker could not say so before its lease ended";
             failure::infrastructure("report_lost", message)
@@ -163,10 +180,9 @@ fn unsaid(result: Option<AttemptResult>, launch_failure: Option<Failure>) -> Opt
     })
 }
 
-async fn report(desk: &Desk, attempt: AttemptId, trace: Option<TraceId>, failure: Failure) {
-    tracing::info!(%attempt, %failure, "the manager is told what the worker could not say");
-    let body = WorkerGone { id: Some(attempt.into()), failure: Some(failure.into()) };
-    match supervisor::call(desk, trace, from_coordinator::Body::WorkerGone(body)).await {
+async fn report(desk: &Desk, attempt: AttemptId, trace: Option<TraceId>, gone: WorkerGone) {
+    tracing::info!(%attempt, failure = ?gone.failure, "the manager is told what the worker could not say");
+    match supervisor::call(desk, trace, from_coordinator::Body::WorkerGone(gone)).await {
         // Stale is as final as accepted.
         from_manager::Body::Accepted(_) | from_manager::Body::Refused(_) => {}
         other => tracing::warn!(%attempt, ?other, "an unexpected answer"),

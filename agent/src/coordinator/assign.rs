@@ -17,7 +17,7 @@ use telecine_proto::coordinator::v1::{Assign, AssignReply};
 use telecine_proto::tasks::Tasks;
 use tokio::time::Instant;
 
-use super::desk::Desk;
+use super::desk::{Desk, NotNow};
 use super::orders::{Order, OrdersTaken};
 use super::supervisor::{self, Origin};
 use crate::failure::infrastructure;
@@ -125,7 +125,8 @@ async fn reserve(
         }
         let shortage = match desk.accept(attempt, resources) {
             Ok(accepted) => return Ok(accepted),
-            Err(shortage) => shortage,
+            Err(NotNow::Closed(failure)) => return Err(Refused::NoRoom(failure)),
+            Err(NotNow::Short(shortage)) => shortage,
         };
         // What was put away meanwhile is seen at once; what can never be free is not waited for.
         let in_vain = !resources.fits_in(&desk.capacity());
@@ -137,9 +138,6 @@ async fn reserve(
 }
 
 fn may_run(desk: &Desk, spec: &JobSpec) -> Result<(), Failure> {
-    if desk.is_draining() {
-        return Err(infrastructure("draining", "the instance finishes what it has and takes no more"));
-    }
     let verdict = desk.problems();
     if let Some(problem) = verdict.problems.first() {
         return Err(infrastructure("unhealthy", format!("{}: {}", problem.gate, problem.message)));

@@ -5,18 +5,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use telecine_domain::attempt::AttemptId;
+use telecine_domain::failure::Failure;
 use telecine_domain::id::{InstanceId, Term};
-use telecine_domain::instance::InstanceProfile;
+use telecine_domain::instance::{InstanceProfile, Notice};
 use telecine_domain::resources::Resources;
 use telecine_proto::calls::Caller;
 use telecine_proto::coordinator::v1::{FromCoordinator, FromManager};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::cordon::Cordons;
 use super::orders::{Order, Orders, OrdersTaken, orders};
 use super::{CoordinatorError, CoordinatorParts, data_error, enrol, pulls_folder};
 use crate::clock::Clock;
 use crate::config::{AgentConfig, LogFormat};
+use crate::failure::infrastructure;
 use crate::folder::{Assignment, Surroundings, write_file};
 use crate::health::{self, Facts, Limits, Verdict};
 use crate::inventory::{self, Inventory};
@@ -44,8 +47,18 @@ struct State {
     verdict: Verdict,
     images: BTreeSet<String>,
     draining: bool,
+    cordons: Cordons,
+    notice: Notice,
     term: Term,
     managers: Vec<String>,
+}
+
+/// Why an attempt is not entered now.
+pub(super) enum NotNow {
+    /// The instance takes no new work.
+    Closed(Failure),
+    /// Too little is free.
+    Short(Shortage),
 }
 
 /// See the module.
@@ -91,6 +104,8 @@ impl Desk {
             verdict: Verdict::default(),
             images: BTreeSet::new(),
             draining: false,
+            cordons: Cordons::default(),
+            notice: Notice::default(),
             term,
             managers: config.managers.clone(),
         };
@@ -123,17 +138,21 @@ impl Desk {
 
     // Attempts.
 
-    /// Enters an attempt that was assigned now; `None` when it is here already.
+    /// Enters an attempt that was assigned now; `None` when it is here already. In one step with the answer to
+    /// [`Self::idle_at`]: whoever was told that nothing is held at a cordon finds nothing entered as long as it stands.
     pub(super) fn accept(
         &self,
         attempt: AttemptId,
         resources: Resources,
-    ) -> Result<Option<(Holding, OrdersTaken)>, Shortage> {
+    ) -> Result<Option<(Holding, OrdersTaken)>, NotNow> {
         let mut state = self.state();
         if state.attempts.contains_key(&attempt) {
             return Ok(None);
         }
-        let holding = state.ledger.grant(attempt, resources)?;
+        if let Some(closed) = closed(&state) {
+            return Err(NotNow::Closed(closed));
+        }
+        let holding = state.ledger.grant(attempt, resources).map_err(NotNow::Short)?;
         let (orders, taken) = orders();
         state.attempts.insert(attempt, Entry { resources, orders });
         metrics::gauge!("telecine_agent_attempts").set(count(&state));
@@ -167,7 +186,7 @@ impl Desk {
     pub(super) fn refuse(&self) -> Resources {
         let mut state = self.state();
         state.refused = true;
-        let takes_work = !state.draining && state.verdict.problems.is_empty();
+        let takes_work = closed(&state).is_none() && state.verdict.problems.is_empty();
         if takes_work { state.ledger.free() } else { Resources::ZERO }
     }
 
@@ -308,6 +327,51 @@ impl Desk {
         self.state().draining
     }
 
+    /// The manager tells the instance's cordon.
+    pub(super) fn cordon(&self, number: u64, lifted: bool) {
+        let mut state = self.state();
+        if !state.cordons.told(number, lifted) {
+            return;
+        }
+        tracing::info!(number, lifted, "the manager tells a cordon");
+        // Whoever was refused for it may come again.
+        let is_news = lifted && std::mem::take(&mut state.refused);
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        if is_news {
+            self.profile_news.notify_one();
+        }
+    }
+
+    /// The cordon that stands, when no attempt is here, be it in the course of being cleaned up after.
+    pub(super) fn idle_at(&self) -> Option<u64> {
+        let state = self.state();
+        state.cordons.standing().filter(|_| state.attempts.is_empty())
+    }
+
+    /// What the instance's provider has announced.
+    pub(super) fn notice(&self) -> Notice {
+        self.state().notice
+    }
+
+    /// The provider announces this now; a change is told to the manager.
+    pub(super) fn announce(&self, notice: Notice) {
+        let mut state = self.state();
+        if state.notice == notice {
+            return;
+        }
+        state.notice = notice;
+        drop(state);
+        let terminate_at = notice.terminate_at.map(tracing::field::display);
+        tracing::warn!(
+            terminate_at,
+            rebalance = notice.rebalance,
+            "the provider of this instance gives notice"
+        );
+        self.changed.send_modify(|count| *count += 1);
+        self.profile_news.notify_one();
+    }
+
     pub(super) fn problems(&self) -> Verdict {
         self.state().verdict.clone()
     }
@@ -373,6 +437,20 @@ impl Drop for Expected<'_> {
     fn drop(&mut self) {
         self.desk.state().expected.remove(&self.key);
     }
+}
+
+/// Why no new work is taken, whatever is free.
+fn closed(state: &State) -> Option<Failure> {
+    if state.draining {
+        return Some(infrastructure("draining", "the instance finishes what it has and takes no more"));
+    }
+    if let Some(number) = state.cordons.standing() {
+        let message = format!("the instance is cordoned (number {number}) and takes no new work");
+        return Some(infrastructure("cordoned", message));
+    }
+    let at = state.notice.terminate_at?;
+    let message = format!("the instance's provider takes it away at {at}; it takes no new work");
+    Some(infrastructure("going_away", message))
 }
 
 fn count(state: &State) -> f64 {

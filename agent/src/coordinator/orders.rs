@@ -1,4 +1,4 @@
-//! What an attempt is told: to stop, or that its right is gone.
+//! What an attempt is told: to stop, that its instance goes, or that its right is gone.
 //!
 //! A slot and not a queue. Invariant: an order that was not taken yet is replaced only by one that is as strong or
 //! stronger, so that a fence always arrives and nothing is dropped for want of room.
@@ -10,6 +10,14 @@ use tokio::sync::watch;
 /// What a supervisor is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Order {
+    /// The instance is about to be taken away: SIGTERM, wait, SIGKILL, and the job runs elsewhere; what was granted is
+    /// published.
+    Interrupt {
+        /// The wait at most.
+        grace: Duration,
+        /// For people.
+        reason: String,
+    },
     /// SIGTERM, wait, SIGKILL.
     Stop {
         /// The wait.
@@ -27,8 +35,9 @@ pub(super) enum Order {
 impl Order {
     fn strength(&self) -> u8 {
         match self {
-            Self::Stop { .. } => 0,
-            Self::Fence { .. } => 1,
+            Self::Interrupt { .. } => 0,
+            Self::Stop { .. } => 1,
+            Self::Fence { .. } => 2,
         }
     }
 }
@@ -96,6 +105,18 @@ mod tests {
         assert_eq!(taken.next().await, fence());
         let nothing = tokio::time::timeout(Duration::from_millis(10), taken.next()).await;
         assert!(nothing.is_err(), "a stop after a fence is none");
+    }
+
+    #[tokio::test]
+    async fn an_interruption_takes_no_stop_away() {
+        let (orders, mut taken) = orders();
+        let interrupt = Order::Interrupt { grace: Duration::ZERO, reason: "going".to_owned() };
+        orders.give(interrupt.clone());
+        assert_eq!(taken.next().await, interrupt);
+        orders.give(interrupt.clone());
+        orders.give(stop(3));
+        orders.give(interrupt);
+        assert_eq!(taken.next().await, stop(3));
     }
 
     #[tokio::test]

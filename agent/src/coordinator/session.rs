@@ -12,8 +12,8 @@ use telecine_domain::trace::TraceContext;
 use telecine_proto::calls::{CallError, Demultiplexer, Side, multiplex};
 use telecine_proto::coordinator::v1::coordinator_client::CoordinatorClient;
 use telecine_proto::coordinator::v1::{
-    Done, FromCoordinator, FromManager, Heartbeat, Hello, ProfileChanged, RunningAttempt, StopAttempt,
-    Welcome, from_coordinator, from_manager,
+    Cordoned, Done, FromCoordinator, FromManager, Heartbeat, Hello, ProfileChanged, RunningAttempt,
+    StopAttempt, Welcome, from_coordinator, from_manager,
 };
 use telecine_proto::dial::{DialError, Dialer};
 use telecine_proto::tasks::Tasks;
@@ -24,11 +24,13 @@ use tonic::Streaming;
 use super::desk::{Desk, ManagerCaller};
 use super::enrol::{self, EnrolError};
 use super::orders::Order;
-use super::{assign, outputs};
+use super::{aftermath, assign, outputs};
 
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Between two looks whether something is left that holds up an acknowledgement.
+const LOOK: Duration = Duration::from_secs(1);
 const QUEUE: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
@@ -116,12 +118,14 @@ impl Session<'_> {
             ended = self.take_calls(&caller, &mut calls, &mut stream) => ended,
             ended = self.beat(&caller, heartbeat) => ended,
             ended = self.tell_profile(&caller) => ended,
+            ended = self.acknowledge(&caller) => ended,
             () = enrol::renew(self.desk, self.dialer, &caller) => Err(SessionError::Ended),
         }
     }
 
     fn hello(&self) -> Hello {
         let running = self.desk.running().into_iter();
+        let notice = self.desk.notice();
         Hello {
             profile_json: convert::json(&self.desk.profile()),
             running: running
@@ -132,6 +136,8 @@ impl Session<'_> {
                 .collect(),
             highest_term: self.desk.term().0,
             versions: vec![telecine_proto::PROTOCOL_VERSION],
+            notice_at_millis: convert::notice_at_millis(&notice),
+            rebalance: notice.rebalance,
         }
     }
 
@@ -180,6 +186,11 @@ impl Session<'_> {
                 calls.next(stream).await.map_err(|status| SessionError::Status(Box::new(status)))?;
             let incoming = incoming.ok_or(SessionError::Ended)?;
             self.obey(incoming.term)?;
+            if let Some(from_manager::Body::Cordon(told)) = &incoming.body {
+                // In its turn: an assignment behind it must not overtake it.
+                self.desk.cordon(told.number, told.lifted);
+                continue;
+            }
             let (desk, caller, tasks) = (self.desk.clone(), caller.clone(), self.tasks.clone());
             self.tasks.spawn(async move {
                 let Some(body) = incoming.body else { return };
@@ -206,11 +217,32 @@ impl Session<'_> {
     async fn tell_profile(&self, caller: &ManagerCaller) -> Result<(), SessionError> {
         loop {
             self.desk.profile_news.notified().await;
+            let notice = self.desk.notice();
             let changed = ProfileChanged {
                 profile_json: convert::json(&self.desk.profile()),
                 draining: self.desk.is_draining(),
+                notice_at_millis: convert::notice_at_millis(&notice),
+                rebalance: notice.rebalance,
             };
             caller.notify(message(from_coordinator::Body::ProfileChanged(changed))).await?;
+        }
+    }
+
+    /// Says that nothing is held at the cordon that stands, once that is so; on each stream anew.
+    async fn acknowledge(&self, caller: &ManagerCaller) -> Result<(), SessionError> {
+        let mut changes = self.desk.changes();
+        let mut said = None;
+        loop {
+            let idle_at = self.desk.idle_at().filter(|_| !aftermath::journals_wait(self.desk));
+            if let Some(number) = idle_at.filter(|_| idle_at != said) {
+                tracing::info!(number, "nothing is held here at the cordon");
+                caller.notify(message(from_coordinator::Body::Cordoned(Cordoned { number }))).await?;
+            }
+            said = idle_at;
+            // That a journal is gone makes no noise.
+            if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+                return std::future::pending().await;
+            }
         }
     }
 }

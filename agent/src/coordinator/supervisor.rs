@@ -155,6 +155,10 @@ async fn until(deadline: Option<Instant>) {
 
 fn translate(order: Order) -> (ToWorker, Duration) {
     match order {
+        Order::Interrupt { grace, reason } => {
+            let grace_millis = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+            (ToWorker::Interrupt { grace_millis, reason }, grace + STOP_PATIENCE)
+        }
         Order::Stop { grace, reason } => {
             let grace_millis = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
             (ToWorker::Stop { grace_millis, reason }, grace + STOP_PATIENCE)

@@ -315,6 +315,10 @@ async fn listen(
                 tracing::info!(%reason, "the coordinator asks to stop");
                 shared.halt(Halt::Asked { grace: Duration::from_millis(grace_millis.into()) });
             }
+            ToWorker::Interrupt { grace_millis, reason } => {
+                let grace = Duration::from_millis(grace_millis.into());
+                shared.halt(Halt::Interrupted { grace, failure: failure::interrupted(reason) });
+            }
             ToWorker::Fence { reason } => shared.halt(Halt::Fenced(reason)),
         }
     }

@@ -221,6 +221,9 @@ impl Running<'_> {
         let grace = match halt {
             Halt::Fenced(_) => Duration::ZERO,
             Halt::Asked { grace } => *grace,
+            Halt::Interrupted { grace, .. } => {
+                Duration::from_secs(self.assignment.spec.timeouts.cancel_grace_seconds).min(*grace)
+            }
             Halt::Failed(_) => Duration::from_secs(self.assignment.spec.timeouts.cancel_grace_seconds),
         };
         if !grace.is_zero() {

@@ -202,9 +202,14 @@ async fn complete_all(attempt: &Attempt, manifest: &Manifest) -> Result<(), Fail
 
 /// Takes everything away and reports why; a fenced attempt has nothing to report.
 async fn give_up(attempt: &Attempt, halt: Halt) -> Verdict {
+    let interrupted = matches!(halt, Halt::Interrupted { .. });
     let (outcome, report) = match halt {
         Halt::Fenced(_) => (Outcome::Fenced, None),
         Halt::Asked { .. } => (Outcome::Stopped, Some(None)),
+        Halt::Interrupted { failure, .. } => {
+            let failure = with_tail(attempt, failure);
+            (Outcome::Interrupted(failure.clone()), Some(Some(failure)))
+        }
         Halt::Failed(failure) => {
             let trouble = attempt.mounted.as_ref().and_then(|mounted| mount::trouble(mounted.as_ref()));
             let failure = trouble.map_or(failure, |trouble| with_tail(attempt, trouble));
@@ -219,7 +224,7 @@ async fn give_up(attempt: &Attempt, halt: Halt) -> Verdict {
     session::drained(&attempt.shared, LOG_PATIENCE.min(attempt.shared.lease_remaining())).await;
     let body = wire::Ended {
         failure: failure.map(Into::into),
-        interrupted: false,
+        interrupted,
         counters: Some(counters(attempt).into()),
     };
     let acknowledged = tell(attempt, from_worker::Body::Ended(body)).await;

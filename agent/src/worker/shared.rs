@@ -24,6 +24,13 @@ use crate::redact::Redactor;
 pub(crate) enum Halt {
     /// A limit was reached or the worker cannot go on: this failure is to be reported.
     Failed(Failure),
+    /// The instance is taken away: SIGTERM, at most this pause, SIGKILL, and the job runs elsewhere.
+    Interrupted {
+        /// The pause at most.
+        grace: Duration,
+        /// What is to be reported.
+        failure: Failure,
+    },
     /// Somebody asked: SIGTERM, this pause, SIGKILL.
     Asked {
         /// The pause.
@@ -37,7 +44,8 @@ impl Halt {
     /// A later reason replaces an earlier one only when it is stronger.
     fn strength(&self) -> u8 {
         match self {
-            Self::Failed(_) => 0,
+            // The first of the two: a limit that was reached is not undone by what comes after it.
+            Self::Failed(_) | Self::Interrupted { .. } => 0,
             Self::Asked { .. } => 1,
             Self::Fenced(_) => 2,
         }

@@ -30,6 +30,8 @@ use tokio::task::JoinHandle;
 use crate::manager::{Manager, TOKEN};
 use crate::support::{can_mount, docker, random};
 
+mod cordons;
+
 /// Not a test: the body of a worker process, which is this test binary with an attempt's folder as its last argument.
 #[test]
 fn worker_process() {
@@ -51,6 +53,10 @@ struct Stage {
 
 impl Stage {
     async fn new(docker: Option<Docker>) -> Self {
+        Self::with(docker, |_| {}).await
+    }
+
+    async fn with(docker: Option<Docker>, change: impl FnOnce(&mut AgentConfig)) -> Self {
         if std::env::var_os("RUST_LOG").is_some() {
             entry::init_logging(telecine_agent::config::LogFormat::Text);
         }
@@ -74,6 +80,7 @@ impl Stage {
         if docker.is_some() {
             config.runtimes.insert(RuntimeKind::Docker);
         }
+        change(&mut config);
         let mut stage = Self { data, manager, config, docker, shutdown: Shutdown::default(), running: None };
         stage.start().await;
         stage

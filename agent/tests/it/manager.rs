@@ -304,7 +304,7 @@ async fn answer_worker(book: &Arc<Book>, caller: &WorkerCaller, message: worker:
             let what = ended.failure.map_or("as asked".to_owned(), |failure| {
                 format!("{} {} {:?}", failure.code, failure.message, failure.log_tail)
             });
-            book.note(format!("ended {what}"));
+            book.note(format!("{} {what}", if ended.interrupted { "interrupted" } else { "ended" }));
             Body::Accepted(accepted())
         }
         Asked::RenewCertificate(_) => {
@@ -389,7 +389,13 @@ async fn answer_coordinator(
         }
         Asked::Heartbeat(_) => return,
         Asked::ProfileChanged(changed) => {
-            book.note(format!("profile draining={}", changed.draining));
+            let going = if changed.notice_at_millis == 0 { "" } else { " going" };
+            let hint = if changed.rebalance { " rebalance" } else { "" };
+            book.note(format!("profile draining={}{going}{hint}", changed.draining));
+            return;
+        }
+        Asked::Cordoned(cordoned) => {
+            book.note(format!("cordoned {}", cordoned.number));
             return;
         }
         Asked::WorkerGone(gone) => {

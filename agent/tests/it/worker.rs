@@ -21,6 +21,7 @@ use telecine_proto::net::{MemoryNetwork, Network};
 use telecine_proto::types::v1::StoreAccess;
 use telecine_proto::worker::v1 as wire;
 use telecine_test_support::s3;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::fake::Fake;
@@ -41,6 +42,8 @@ struct Stage {
     clock: Clock,
     folder: AttemptFolder,
     device: Option<OwnedFd>,
+    /// The way from the coordinator to the worker.
+    orders: Option<mpsc::Sender<ToWorker>>,
 }
 
 impl Stage {
@@ -92,15 +95,22 @@ impl Stage {
             },
         };
         let folder = AttemptFolder::create(scratch.path(), &assignment).unwrap();
-        Self { _scratch: scratch, network, manager, clock, folder, device: None }
+        Self { _scratch: scratch, network, manager, clock, folder, device: None, orders: None }
     }
 
     fn attempts(&self) -> PathBuf {
         self.folder.path().parent().unwrap().to_owned()
     }
 
+    async fn interrupt(&self, grace: Duration) {
+        let grace_millis = u32::try_from(grace.as_millis()).unwrap();
+        let order = ToWorker::Interrupt { grace_millis, reason: "the provider takes it away".into() };
+        self.orders.as_ref().unwrap().send(order).await.unwrap();
+    }
+
     fn begin(&mut self, runtime: Arc<dyn ContainerRuntime>) -> JoinHandle<Outcome> {
         let (mut coordinator, control) = control::pair();
+        self.orders = Some(coordinator.outgoing.clone());
         let book = self.manager.book.clone();
         let attempt = self.folder.assignment().unwrap().unwrap().attempt;
         let parts = WorkerParts {
@@ -274,6 +284,43 @@ async fn a_cancel_asks_waits_and_kills() {
     assert!(engine.when("Terminate").duration_since(asked) < Duration::from_secs(1));
     assert!(engine.when("Kill").duration_since(asked) >= Duration::from_secs(7));
     assert_eq!(stage.manager.book.until("ended").await, "ended as asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interruption_asks_waits_no_longer_than_there_is_and_is_told_as_one() {
+    let mut stage = Stage::new(simulated(), |_| ()).await;
+    let engine = fake(false);
+    let worker = stage.begin(engine.clone());
+    started(&engine).await;
+    stage.manager.book.until("phase running").await;
+    let asked = tokio::time::Instant::now();
+    stage.interrupt(Duration::from_secs(4)).await;
+    let outcome = worker.await.unwrap();
+    assert!(
+        matches!(&outcome, Outcome::Interrupted(failure) if failure.code == "interrupted"),
+        "{outcome:?}"
+    );
+    assert!(engine.when("Terminate").duration_since(asked) < Duration::from_secs(1));
+    assert_eq!(engine.when("Kill").duration_since(asked).as_secs(), 4);
+    let told = stage.manager.book.until("interrupted").await;
+    assert!(told.starts_with("interrupted interrupted the provider takes it away"), "{told}");
+    assert_eq!(stage.result().outcome, outcome);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_about_to_be_granted_is_not_interrupted() {
+    let mut stage = Stage::new(simulated(), |_| ()).await;
+    let engine = fake(true);
+    let worker = stage.begin(engine.clone());
+    started(&engine).await;
+    stage.manager.book.until("phase running").await;
+    stage.manager.book.policy(|policy| policy.answers = false);
+    engine.exit(0);
+    stage.manager.book.until("seal").await;
+    stage.interrupt(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    stage.manager.book.policy(|policy| policy.answers = true);
+    assert_eq!(worker.await.unwrap(), Outcome::Published, "the answer to the question decides");
 }
 
 #[tokio::test(start_paused = true)]

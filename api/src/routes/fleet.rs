@@ -1,5 +1,7 @@
 //! Regions and instances.
 
+use std::time::Duration;
+
 use axum::extract::{Path, State};
 use axum::response::Response;
 use http::{StatusCode, Uri};
@@ -9,13 +11,17 @@ use telecine_domain::instance::{self as domain, InstanceState};
 use telecine_domain::resources::Resources;
 
 use super::{named, paged};
-use crate::auth::Reader;
-use crate::body;
+use crate::auth::{Administrator, Reader};
+use crate::body::{self, Json};
+use crate::idempotent::{Answer, Keyed, once};
 use crate::page::{Listed, PageRequest};
-use crate::problem::Problem;
+use crate::problem::{FieldProblem, Problem};
 use crate::query::Params;
 use crate::state::ApiState;
-use crate::view::place::{Instance, Region, RegionManager};
+use crate::view::place::{Instance, InterruptInstance, Region, RegionManager};
+
+/// Longest time until an instance is taken away on request, in seconds.
+const LONGEST_NOTICE: u32 = 86_400;
 
 /// List the instances.
 #[utoipa::path(get, path = "/v1/instances", operation_id = "list_instances", tag = "fleet",
@@ -54,6 +60,33 @@ pub(crate) async fn instance(
     let found = fleet::instance(&state.backend, id).await?;
     let found = found.ok_or_else(|| Problem::not_found("instance", &id.to_string()))?;
     body::answer(StatusCode::OK, &Instance::from(found))
+}
+
+/// Have an instance taken away as a spot market does: announced to it now, done after so many seconds whatever runs there.
+/// Only where the provider can be made to, as local instances can. Of two requests for one instance the earlier time counts.
+#[utoipa::path(post, path = "/v1/instances/{id}/interrupt", operation_id = "interrupt_instance", tag = "fleet",
+    params(("id" = String, Path, description = "The instance's id")),
+    request_body = InterruptInstance, responses((status = 202, body = Instance)))]
+pub(crate) async fn interrupt(
+    State(state): State<ApiState>,
+    caller: Administrator,
+    Path(id): Path<String>,
+    keyed: Keyed,
+    Json { value, bytes }: Json<InterruptInstance>,
+) -> Result<Response, Problem> {
+    let id: InstanceId = named("instance", &id)?;
+    if value.in_seconds > LONGEST_NOTICE {
+        let detail = format!("0 to {LONGEST_NOTICE} seconds are possible");
+        return Err(Problem::invalid(vec![FieldProblem::at("/in_seconds", "invalid_value", detail)]));
+    }
+    let at = state.now().after(Duration::from_secs(value.in_seconds.into()));
+    once(&state, caller.account(), &keyed, &bytes, async |_| {
+        let found = fleet::instance(&state.backend, id).await?;
+        let found = found.ok_or_else(|| Problem::not_found("instance", &id.to_string()))?;
+        state.backend.instances.interrupt(&found.profile.pool, id, at).await?;
+        Answer::new(StatusCode::ACCEPTED, None, &Instance::from(found))
+    })
+    .await
 }
 
 /// List the regions with their managers and their load.
@@ -133,7 +166,10 @@ async fn describe(state: &ApiState, region: RegionName) -> Result<Region, Proble
 
 fn is_connected(instance: &domain::Instance) -> bool {
     match instance.state {
-        InstanceState::Ready | InstanceState::Unhealthy | InstanceState::Draining => true,
+        InstanceState::Ready
+        | InstanceState::Unhealthy
+        | InstanceState::Draining
+        | InstanceState::Cordoned => true,
         InstanceState::Disconnected | InstanceState::Lost => false,
     }
 }

@@ -23,7 +23,7 @@ pub struct Instance {
     pub host: String,
     /// Version of the agent on it.
     pub agent_version: String,
-    /// `ready`, `unhealthy`, `draining`, `disconnected` or `lost`.
+    /// `ready`, `unhealthy`, `draining`, `cordoned`, `disconnected` or `lost`.
     #[schema(value_type = String)]
     pub state: domain::InstanceState,
     /// Since when.
@@ -40,6 +40,21 @@ pub struct Instance {
     pub cached_images: Vec<String>,
     /// Why it takes no work; empty when healthy.
     pub problems: Vec<HealthProblem>,
+    /// When its provider takes it away, if that was announced.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub notice: Option<Timestamp>,
+    /// Whether its provider hints that it may soon be taken away.
+    #[serde(default)]
+    pub rebalance: bool,
+}
+
+/// How an instance is to be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InterruptInstance {
+    /// Seconds from now: 0 to 86,400. A spot market gives about 120.
+    pub in_seconds: u32,
 }
 
 /// A health gate that is closed.
@@ -70,6 +85,8 @@ impl From<domain::Instance> for Instance {
             problems: problems
                 .map(|problem| HealthProblem { gate: problem.gate, message: problem.message })
                 .collect(),
+            notice: from.notice,
+            rebalance: from.rebalance,
         }
     }
 }

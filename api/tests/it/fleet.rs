@@ -38,6 +38,26 @@ async fn instances_and_the_load_of_their_region_are_told() {
 }
 
 #[tokio::test]
+async fn an_instance_is_taken_away_only_where_the_provider_can() {
+    let app = App::new().await;
+    let one = "ins_01k00000000000000000000000";
+    fleet::put_instance(&app.backend, &instance(one, "cordoned")).await.unwrap();
+    assert_eq!(app.get(&format!("/v1/instances/{one}")).await.expect(200)["notice"], json!(null));
+    let path = format!("/v1/instances/{one}/interrupt");
+    let problem = app.post(&path, &json!({"in_seconds": 120})).await.problem(409, "illegal_state");
+    assert!(problem["detail"].as_str().unwrap().contains("cannot take an instance away"), "{problem}");
+    app.post(&path, &json!({"in_seconds": 86_401})).await.problem(422, "invalid_request");
+    app.post(&path, &json!({"in_seconds": -1})).await.problem(422, "invalid_request");
+    app.post(&path, &json!({})).await.problem(422, "invalid_request");
+    app.post(&path, &json!({"in_seconds": 1, "why": "x"})).await.problem(422, "invalid_request");
+    let other = "/v1/instances/ins_01k00000000000000000000009/interrupt";
+    app.post(other, &json!({"in_seconds": 1})).await.problem(404, "not_found");
+    let reader = app.key(telecine_core::access::Scope::Read).await;
+    let call = app.call(http::Method::POST, &path).header("authorization", &format!("Bearer {reader}"));
+    call.json(&json!({"in_seconds": 1})).send().await.problem(403, "forbidden");
+}
+
+#[tokio::test]
 async fn pools_are_listed_with_what_they_cost_and_how_many_there_are() {
     let app = App::new().await;
     assert_eq!(app.get("/v1/pools").await.expect(200)["data"], json!([]));

@@ -9,5 +9,6 @@ mod fleet;
 mod harness;
 mod hostile;
 mod jobs;
+mod scaling;
 mod stores;
 mod watch;

@@ -6,9 +6,15 @@
 //! known by process id, start time and boot. An adopted agent whose configuration would be another one now (the
 //! manager listens elsewhere) is asked to leave its workers to the next agent, which is then started in its place. Those
 //! workers keep the managers of their own assignment.
+//!
+//! An instance that is over leaves nothing: first its agent ends, then whatever that has left (workers, engines, mounts) is
+//! taken away, then its record and its folder.
 
+mod ending;
 mod process;
 mod record;
+
+pub use ending::NOTICE_FILE;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,6 +38,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const MOST_BACKOFF: Duration = Duration::from_secs(60);
 /// An agent that ran this long before it died is started again at once.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
+/// Starts in a row that came to nothing, after which an instance counts as failed.
+const FAILED_AFTER: u32 = 3;
 
 /// A pool of agents on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +48,12 @@ pub struct LocalPool {
     pub name: PoolName,
     /// Most instances at a time.
     pub most: u32,
+    /// How many there are to be had: a provider may have fewer than are wanted.
+    pub capacity: u32,
     /// How long an instance is made to take to boot: real machines do, and what waits for them must bear it.
     pub boot: Duration,
+    /// The program that is started as an instance, as a machine's image is; the common one when absent.
+    pub program: Option<PathBuf>,
 }
 
 /// How an agent is started: `program arguments… <path of its configuration>`.
@@ -72,6 +84,13 @@ pub trait Provisioner: Send + Sync {
     /// # Errors
     /// What went wrong, for people; the start is tried again later.
     async fn provision(&self, agent: &NewAgent) -> Result<String, String>;
+
+    /// Ends what the agent, which is gone for good, has left outside of its folder: workers, engines, mounts. Called before
+    /// its folder is removed; done before, it is done already.
+    ///
+    /// # Errors
+    /// What is still there, for people; it is tried again later.
+    async fn clear(&self, agent: &NewAgent) -> Result<(), String>;
 }
 
 /// For folders whose agents are only ended.
@@ -81,6 +100,10 @@ struct NothingStarts;
 impl Provisioner for NothingStarts {
     async fn provision(&self, agent: &NewAgent) -> Result<String, String> {
         Err(format!("instance {} is being ended and is not started", agent.instance))
+    }
+
+    async fn clear(&self, agent: &NewAgent) -> Result<(), String> {
+        Err(format!("what instance {} has left is taken away at the next start", agent.instance))
     }
 }
 
@@ -113,6 +136,8 @@ struct Agent {
     process: Option<Process>,
     /// Starts since it last ran for long.
     failures: u32,
+    /// How its process ended last.
+    last_end: Option<String>,
     started: Option<Instant>,
     not_before: Instant,
     kill_at: Option<Instant>,
@@ -153,9 +178,7 @@ impl LocalInstances {
             let unchecked = process.is_some();
             let boot = known.get(&record.pool).copied().unwrap_or_default();
             let not_before = now + still_booting(&record, boot, system_millis());
-            let agent =
-                Agent { record, process, failures: 0, started: None, not_before, kill_at: None, unchecked };
-            (instance, agent)
+            (instance, Agent { process, not_before, unchecked, ..Agent::new(record) })
         });
         let agents = Mutex::new(agents.collect());
         let pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
@@ -180,7 +203,8 @@ impl LocalInstances {
         let failed = |source| LocalInstancesError { folder: folder.clone(), source };
         let pools: BTreeSet<PoolName> =
             record::read_all(&folder).map_err(failed)?.into_iter().map(|record| record.pool).collect();
-        let pools = pools.into_iter().map(|name| LocalPool { name, most: 0, boot: Duration::ZERO }).collect();
+        let none = |name| LocalPool { name, most: 0, capacity: 0, boot: Duration::ZERO, program: None };
+        let pools = pools.into_iter().map(none).collect();
         let command = AgentCommand { program: PathBuf::new(), arguments: Vec::new() };
         Self::open(folder, pools, command, Arc::new(NothingStarts), (Duration::ZERO, Duration::ZERO)).await
     }
@@ -194,6 +218,7 @@ impl LocalInstances {
                 () = async {
                     self.check_adopted().await;
                     self.look().await;
+                    self.remove_ended().await;
                 } => {}
             }
             tokio::select! {
@@ -266,24 +291,13 @@ impl LocalInstances {
 
     async fn look(&self) {
         let mut agents = self.agents.lock().await;
-        let mut gone = Vec::new();
-        for (instance, agent) in agents.iter_mut() {
+        for agent in agents.values_mut() {
+            self.take_away_in_time(agent);
             match (is_running(agent), agent.record.wanted) {
                 (true, Wanted::Running) => kill_in_time(agent),
                 (true, Wanted::Retired) => self.press(agent),
-                (false, Wanted::Retired) => gone.push(*instance),
+                (false, Wanted::Retired) => {}
                 (false, Wanted::Running) => self.start_again(agent).await,
-            }
-        }
-        for instance in gone {
-            match record::remove(&self.folder, instance) {
-                Ok(()) => {
-                    tracing::info!(%instance, "instance retired");
-                    agents.remove(&instance);
-                }
-                Err(error) => {
-                    tracing::warn!(%instance, %error, "the folder of a retired instance stays for now")
-                }
             }
         }
     }
@@ -306,7 +320,8 @@ impl LocalInstances {
             agent.failures = if settled { 1 } else { agent.failures + 1 };
             agent.not_before =
                 Instant::now() + if settled { Duration::ZERO } else { backoff(agent.failures) };
-            tracing::warn!(%instance, failures = agent.failures, "an agent ended by itself and is started again");
+            let ended = agent.last_end.as_deref().unwrap_or("");
+            tracing::warn!(%instance, failures = agent.failures, ended, "an agent ended by itself and is started again");
         }
         if Instant::now() < agent.not_before {
             return;
@@ -325,8 +340,10 @@ impl LocalInstances {
         let path = config_path(&self.folder, new.instance);
         record::write_private(&path, config.as_bytes())
             .map_err(|error| format!("{}: {error}", path.display()))?;
-        let process = Process::start(&self.command, &path, &new.folder)
-            .map_err(|error| format!("{} could not be started: {error}", self.command.program.display()))?;
+        self.announce_again(agent)?;
+        let command = self.command_of(&new.pool);
+        let process = Process::start(&command, &path, &new.folder)
+            .map_err(|error| format!("{} could not be started: {error}", command.program.display()))?;
         agent.record.started = Some(process.started().clone());
         agent.process = Some(process);
         agent.started = Some(Instant::now());
@@ -334,6 +351,11 @@ impl LocalInstances {
         agent.kill_at = None;
         // Without this line on disk the process is found by its command line.
         record::write(&self.folder, &agent.record).map_err(|error| error.to_string())
+    }
+
+    fn command_of(&self, pool: &PoolName) -> AgentCommand {
+        let own = self.pools.get(pool).and_then(|pool| pool.program.clone());
+        AgentCommand { program: own.unwrap_or_else(|| self.command.program.clone()), ..self.command.clone() }
     }
 
     fn new_agent(&self, agent: &Agent) -> NewAgent {
@@ -353,6 +375,22 @@ impl LocalInstances {
         let low = std::hash::RandomState::new().hash_one(high);
         let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         InstanceId::new(Timestamp::from_millis(millis), u128::from(high) << 64 | u128::from(low))
+    }
+}
+
+impl Agent {
+    /// One that is to be started at once.
+    fn new(record: Record) -> Self {
+        let not_before = Instant::now();
+        let (failures, last_end, kill_at, unchecked) = (0, None, None, false);
+        Self { record, process: None, failures, last_end, started: None, not_before, kill_at, unchecked }
+    }
+
+    /// Why it does not come up, when it has ended again and again.
+    fn failed(&self) -> Option<String> {
+        let ended = self.last_end.as_deref().unwrap_or("it could not be started");
+        (self.failures >= FAILED_AFTER && self.record.wanted == Wanted::Running)
+            .then(|| format!("its agent was started {} times and did not stay: {ended}", self.failures))
     }
 }
 
@@ -383,8 +421,8 @@ fn config_path(agents: &Path, instance: InstanceId) -> PathBuf {
 
 fn is_running(agent: &mut Agent) -> bool {
     let running = agent.process.as_mut().is_some_and(Process::is_running);
-    if !running {
-        agent.process = None;
+    if !running && let Some(process) = agent.process.take() {
+        agent.last_end = process.ended().map(|status| status.to_string());
     }
     running
 }
@@ -413,17 +451,24 @@ impl Instances for LocalInstances {
         let instances = of_pool.map(|agent| ProvidedInstance {
             id: agent.record.instance,
             running: is_running_quietly(agent) && agent.record.wanted == Wanted::Running,
+            failed: agent.failed(),
         });
         Ok(PoolStatus { instances: instances.collect(), pending: 0 })
     }
 
     async fn launch(&self, pool: &PoolName, count: u32) -> Result<(), InstancesError> {
-        let LocalPool { most, boot, .. } = *self.pool(pool)?;
+        let LocalPool { most, capacity, boot, .. } = *self.pool(pool)?;
         let mut agents = self.agents.lock().await;
         let there = agents.values().filter(|agent| agent.record.pool == *pool).count();
         if there as u64 + u64::from(count) > u64::from(most) {
             let problem =
                 format!("it has {there} of at most {most} instances, and {count} more were asked for");
+            return Err(InstancesError::NoCapacity { pool: pool.clone(), problem });
+        }
+        if there as u64 + u64::from(count) > u64::from(capacity) {
+            let problem = format!(
+                "there are {capacity} to be had, {there} of them are taken, and {count} more were asked for"
+            );
             return Err(InstancesError::NoCapacity { pool: pool.clone(), problem });
         }
         let mut ids = BTreeSet::new();
@@ -433,21 +478,14 @@ impl Instances for LocalInstances {
         for instance in ids {
             let launched_at_millis = Some(system_millis());
             let (pool, wanted) = (pool.clone(), Wanted::Running);
-            let record = Record { instance, pool, wanted, started: None, launched_at_millis };
+            let (started, taken_at_millis) = (None, None);
+            let record = Record { instance, pool, wanted, started, launched_at_millis, taken_at_millis };
             record::write(&self.folder, &record).map_err(|error| {
                 let folder = record::folder_of(&self.folder, instance);
                 InstancesError::Unavailable(format!("{}: {error}", folder.display()))
             })?;
             let not_before = Instant::now() + boot;
-            let mut agent = Agent {
-                record,
-                process: None,
-                failures: 0,
-                started: None,
-                not_before,
-                kill_at: None,
-                unchecked: false,
-            };
+            let mut agent = Agent { not_before, ..Agent::new(record) };
             // The record says that it should run: a start that fails is tried again by `supervise`.
             self.start_again(&mut agent).await;
             agents.insert(instance, agent);
@@ -472,6 +510,16 @@ impl Instances for LocalInstances {
             self.press(agent);
         }
         Ok(())
+    }
+
+    async fn interrupt(
+        &self,
+        pool: &PoolName,
+        instance: InstanceId,
+        at: Timestamp,
+    ) -> Result<(), InstancesError> {
+        self.pool(pool)?;
+        self.announce_end(pool, instance, at).await
     }
 }
 

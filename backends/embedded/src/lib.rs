@@ -12,7 +12,9 @@ mod table;
 mod watch;
 
 pub use embedded::{Embedded, EmbeddedConfig, EmbeddedError, drain_agents};
-pub use instances::{AgentCommand, LocalInstances, LocalInstancesError, LocalPool, NewAgent, Provisioner};
+pub use instances::{
+    AgentCommand, LocalInstances, LocalInstancesError, LocalPool, NOTICE_FILE, NewAgent, Provisioner,
+};
 pub use keys::{FileKeys, KeyFileError};
 pub use lock::{FolderLock, LockError};
 pub use table::{SchemaError, SqliteTable};

@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 use telecine_agent::config::{CapacityConfig, LogFormat as AgentLogFormat};
+use telecine_domain::autoscale::Policy;
 use telecine_domain::id::RegionName;
-use telecine_manager::{ManagerConfig, Scheduling};
+use telecine_manager::{Autoscaling, ManagerConfig, PolicyChoice, Scheduling};
 
 use super::pools::{self, Planned, PoolConfig};
 use crate::failure::{Exit, Failure};
@@ -73,6 +74,8 @@ pub(super) struct UpConfig {
     pub capacity: CapacityConfig,
     /// How jobs are ordered, shared and limited; see docs/scheduling.md.
     pub scheduling: Scheduling,
+    /// How instances of declared pools are bought and given back; see docs/autoscaling.md.
+    pub autoscaling: Autoscaling,
     /// The form of the log.
     pub log_format: LogChoice,
     /// Which log lines are written; see `tracing-subscriber`'s EnvFilter. TELECINE_LOG wins.
@@ -119,6 +122,7 @@ impl Default for UpConfig {
             drain_seconds: 60,
             capacity: CapacityConfig::default(),
             scheduling: Scheduling::default(),
+            autoscaling: Autoscaling::default(),
             log_format: LogChoice::default(),
             log_filter: "info".to_owned(),
         }
@@ -131,7 +135,8 @@ impl UpConfig {
     /// # Errors
     /// When the file or a setting is wrong; the message names it.
     pub(super) fn load(data: &Path, arguments: Arguments) -> Result<Self, Failure> {
-        let config = Self::read(data, arguments.config.as_deref())?.overlaid(arguments);
+        let mut config = Self::read(data, arguments.config.as_deref())?.overlaid(arguments);
+        config.read_policy()?;
         config.check()?;
         Ok(config)
     }
@@ -146,6 +151,28 @@ impl UpConfig {
             }
             Err(problem) => Err(failed(problem.to_string())),
         }
+    }
+
+    /// A policy that is neither stock nor written out is a file.
+    fn read_policy(&mut self) -> Result<(), Failure> {
+        let PolicyChoice::Named(name) = &self.autoscaling.policy else { return Ok(()) };
+        if Policy::stock(name).is_some() {
+            return Ok(());
+        }
+        let failed = |problem: String| {
+            Failure::usage(format!(
+                "the setting `autoscaling.policy` is neither `thrift` nor `calm`, and as a file: {name}: {problem}"
+            ))
+        };
+        let text = std::fs::read_to_string(name).map_err(|problem| failed(problem.to_string()))?;
+        let policy: Policy = toml::from_str(&text).map_err(|problem| failed(problem.to_string()))?;
+        self.autoscaling.policy = PolicyChoice::Inline(Box::new(policy));
+        Ok(())
+    }
+
+    /// Whether instances come and go by themselves: those of declared pools do unless that is switched off.
+    pub(super) fn scales(&self) -> bool {
+        !self.pools.is_empty() && self.autoscaling.enabled.unwrap_or(true)
     }
 
     fn overlaid(self, arguments: Arguments) -> Self {
@@ -184,6 +211,9 @@ impl UpConfig {
                 "with it each pool says how many instances of which shape there are; leave `instances` and `capacity` out",
             );
         }
+        if self.pools.is_empty() && self.autoscaling.enabled == Some(true) {
+            return wrong("autoscaling.enabled", "there is nothing to scale without `pools`; declare some");
+        }
         if self.listen == self.manager_listen && self.listen.port() != 0 {
             return wrong("manager_listen", "it is the address of the API; two different ones are needed");
         }
@@ -214,6 +244,7 @@ impl UpConfig {
             lease,
             heartbeat: (lease / 4).min(LONGEST_HEARTBEAT),
             scheduling: self.scheduling.clone(),
+            autoscaling: self.autoscaling.clone(),
             ..ManagerConfig::default()
         }
     }
@@ -226,7 +257,7 @@ impl UpConfig {
         if self.pools.is_empty() {
             return Ok(pools::shared(&self.regions, self.instances.unwrap_or(1), self.capacity, data));
         }
-        pools::declared(&self.pools, &self.regions, data)
+        pools::declared(&self.pools, &self.regions, self.scales(), data)
             .map_err(|problem| Failure::usage(format!("the setting `pools`: {problem}")))
     }
 }
@@ -251,6 +282,23 @@ mod tests {
     }
 
     #[test]
+    fn declared_pools_are_scaled_by_a_stock_policy_a_file_or_a_table() {
+        const POOL: &str =
+            "\n[[pools]]\nname = \"a\"\ncpu_milli = 1\nmemory_bytes = 1\nprice_usd_per_hour = 1.0\nmax = 1\n";
+        let load = |text: &str| load(&format!("{text}{POOL}"), Arguments::default()).unwrap();
+        assert!(load("").scales() && !load("[autoscaling]\nenabled = false").scales());
+        assert!(
+            !super::tests::load("", Arguments::default()).unwrap().scales(),
+            "no pools, nothing to scale"
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "settle_ms = 9\n").unwrap();
+        let named = load(&format!("[autoscaling]\npolicy = \"{}\"", file.path().display()));
+        let written = load("[autoscaling.policy]\nsettle_ms = 9");
+        assert_eq!(named.autoscaling, written.autoscaling);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
             ("colour = 1", "colour"),
@@ -266,6 +314,11 @@ mod tests {
             ("manager_listen = \"127.0.0.1:8080\"", "manager_listen"),
             ("observe = \"127.0.0.1:8081\"", "observe"),
             ("[scheduling]\naging_every = 1", "aging_every"),
+            ("[autoscaling]\ntick_seconds = 0", "autoscaling.tick_seconds"),
+            ("[autoscaling]\nenabled = true", "autoscaling.enabled"),
+            ("[autoscaling]\npolicy = \"/nonexistent/policy.toml\"", "/nonexistent/policy.toml"),
+            ("[autoscaling.policy]\ncolour = 1", "colour"),
+            ("[autoscaling.policy.marks]\nlow = 900\nmiddle = 100", "900"),
             ("[scheduling.account_limits]\nsomebody = 1", "somebody"),
         ] {
             let failure = load(text, Arguments::default()).unwrap_err();

@@ -34,6 +34,8 @@ pub(super) struct Managers<'a> {
     pub(super) config: &'a UpConfig,
     pub(super) backend: &'a Backend,
     pub(super) authority: Arc<CertificateAuthority>,
+    /// Whether they launch and retire instances.
+    pub(super) scales: bool,
     pub(super) shutdown: &'a CancellationToken,
 }
 
@@ -85,8 +87,10 @@ impl Managers<'_> {
         parts: &mut JoinSet<Part>,
     ) -> Result<SocketAddr, ManagerError> {
         let (ready, mut listening) = oneshot::channel();
+        let mut config = self.config.manager(region, address);
+        config.autoscaling.enabled = Some(self.scales);
         let mut manager = Box::pin(telecine_manager::run(
-            self.config.manager(region, address),
+            config,
             self.backend.clone(),
             self.authority.clone(),
             Arc::new(TcpNetwork),

@@ -1,9 +1,9 @@
 //! The pools of this machine: what `telecine.toml` declares under `[[pools]]`, or one for each region.
 //!
-//! An instance of a declared pool claims the slice of the machine that is the pool's shape, and begins with `min`
-//! instances. Without any, each region has a pool named after it whose `instances` share the machine.
+//! An instance of a declared pool claims the slice of the machine that is the pool's shape; the autoscaler launches and
+//! retires them. Without any, each region has a pool named after it whose `instances` share the machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use telecine_agent::config::CapacityConfig;
@@ -44,11 +44,15 @@ pub(super) struct PoolConfig {
     /// How long an instance is made to take to boot, in seconds.
     #[serde(default)]
     pub boot_seconds: u32,
-    /// Fewest instances; they are started at once.
+    /// Fewest instances.
     #[serde(default)]
     pub min: u32,
     /// Most instances.
     pub max: u32,
+    /// How many there are to be had, as a provider may have fewer than are wanted; `max` unless given.
+    pub capacity: Option<u32>,
+    /// The program that is started as an instance, as a machine's image is; this one unless given.
+    pub agent: Option<PathBuf>,
 }
 
 fn on_demand() -> Market {
@@ -89,6 +93,24 @@ impl PoolConfig {
             None => Ok(pool),
         }
     }
+
+    /// The program of its instances.
+    ///
+    /// # Errors
+    /// When it is none, for people.
+    fn agent(&self) -> Result<Option<PathBuf>, String> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let Some(program) = &self.agent else { return Ok(None) };
+        let named = |problem: &str| format!("`agent` is {}: {problem}", program.display());
+        if !program.is_absolute() {
+            return Err(named("an absolute path is needed"));
+        }
+        let found = std::fs::metadata(program).map_err(|problem| named(&problem.to_string()))?;
+        if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
+            return Err(named("that is no program"));
+        }
+        Ok(Some(program.clone()))
+    }
 }
 
 /// A pool of this machine, and how its agents are started.
@@ -98,17 +120,22 @@ pub(super) struct Planned {
     pub pool: Pool,
     /// The slice of the machine that each of its agents claims; what is unset is detected.
     pub slice: CapacityConfig,
-    /// Instances at start.
+    /// Instances at start, of a pool that is not scaled.
     pub start: u32,
+    /// How many there are to be had.
+    pub capacity: u32,
+    /// The program of its instances; this one when absent.
+    pub agent: Option<PathBuf>,
 }
 
-/// The declared pools.
+/// The declared pools; `scaled` ones begin with nothing, others with their fewest.
 ///
 /// # Errors
 /// The first pool that cannot be, by its number or name.
 pub(super) fn declared(
     pools: &[PoolConfig],
     regions: &[RegionName],
+    scaled: bool,
     data: &Path,
 ) -> Result<Vec<Planned>, String> {
     if pools.len() > MAX_POOLS {
@@ -132,7 +159,10 @@ pub(super) fn declared(
             scratch_bytes: (shape.scratch_bytes > 0).then_some(shape.scratch_bytes),
             gpus: Some(shape.gpus),
         };
-        planned.push(Planned { start: pool.min, pool, slice });
+        let agent = config.agent().map_err(named)?;
+        let capacity = config.capacity.unwrap_or(pool.max);
+        let start = if scaled { 0 } else { pool.min };
+        planned.push(Planned { start, pool, slice, capacity, agent });
     }
     Ok(planned)
 }
@@ -153,7 +183,7 @@ pub(super) fn shared(regions: &[RegionName], count: u32, given: CapacityConfig, 
             min: count,
             max: count,
         };
-        Planned { pool, slice, start: count }
+        Planned { pool, slice, start: count, capacity: count, agent: None }
     };
     regions.iter().map(planned).collect()
 }
@@ -228,7 +258,7 @@ mod tests {
             .iter()
             .map(|text| toml::from_str(text).map_err(|error| error.to_string()))
             .collect::<Result<_, _>>()?;
-        declared(&pools, &regions(), Path::new("/tmp"))
+        declared(&pools, &regions(), false, Path::new("/tmp"))
     }
 
     #[test]
@@ -240,6 +270,12 @@ mod tests {
         assert_eq!((pool.region.as_str(), found[0].start, found[1].start), ("north", 2, 0));
         assert_eq!((found[0].slice.cpu_milli, found[0].slice.gpus), (Some(100), Some(0)));
         assert_eq!(found[1].pool.region.as_str(), "south", "the first one");
+        assert_eq!((found[1].capacity, &found[1].agent), (4, &None));
+        let scarce = planned(&[&format!("{GOOD}capacity = 0\nagent = \"/bin/sh\"\n")]).unwrap();
+        assert_eq!((scarce[0].capacity, scarce[0].agent.as_deref()), (0, Some(Path::new("/bin/sh"))));
+        let pool: PoolConfig = toml::from_str(&format!("{GOOD}min = 2\n")).unwrap();
+        let scaled = declared(&[pool], &regions(), true, Path::new("/tmp")).unwrap();
+        assert_eq!((scaled[0].start, scaled[0].pool.min), (0, 2), "the autoscaler launches them");
     }
 
     #[test]
@@ -258,6 +294,11 @@ mod tests {
             (format!("{GOOD}market = \"flea\"\n"), "flea"),
             (format!("{GOOD}colour = 1\n"), "colour"),
             (format!("{GOOD}gpus = 999\n"), "GPUs"),
+            (format!("{GOOD}capacity = -1\n"), "capacity"),
+            (format!("{GOOD}agent = \"agent\"\n"), "absolute"),
+            (format!("{GOOD}agent = \"/nonexistent\"\n"), "/nonexistent"),
+            (format!("{GOOD}agent = \"/tmp\"\n"), "no program"),
+            (format!("{GOOD}agent = \"/etc/passwd\"\n"), "no program"),
         ] {
             let problem = planned(&[&text]).unwrap_err();
             assert!(problem.contains(named), "{named} is not named in: {problem}");

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use telecine_agent::config::AgentConfig;
+use telecine_agent::remains;
 use telecine_core::backend::Backend;
 use telecine_core::enrolment::{self, Binding, EnrolmentError};
 use telecine_domain::id::PoolName;
 use telecine_domain::instance::RuntimeKind;
-use telecine_embedded::{NewAgent, Provisioner};
+use telecine_embedded::{NOTICE_FILE, NewAgent, Provisioner};
 use tokio::sync::watch;
 
 use super::config::{LogChoice, UpConfig};
@@ -91,10 +92,24 @@ impl Provisioner for LocalProvisioner {
             capacity: planned.slice,
             // A program runs only as an engine version that somebody with the right to publish named as a command.
             runtimes: [RuntimeKind::Docker, RuntimeKind::Process].into(),
+            notice_file: Some(agent.folder.join(NOTICE_FILE)),
             log_format: self.log_format.into(),
             ..AgentConfig::default()
         };
         toml::to_string(&config).map_err(|problem| problem.to_string())
+    }
+
+    async fn clear(&self, agent: &NewAgent) -> Result<(), String> {
+        let path = agent.folder.join("agent.toml");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            // It was never started.
+            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(problem) => return Err(format!("{}: {problem}", path.display())),
+        };
+        let config = AgentConfig::parse(&text, &path.display().to_string(), std::iter::empty());
+        let config = config.map_err(|problem| problem.to_string())?;
+        remains::clear(&config, agent.instance).await.map_err(|problem| problem.to_string())
     }
 }
 

@@ -15,7 +15,7 @@ async fn the_top_level_is_as_agreed() {
 
 #[tokio::test]
 async fn every_verb_teaches_by_example() {
-    let verbs: [&[&str]; 36] = [
+    let verbs: [&[&str]; 40] = [
         &["up"],
         &["stop"],
         &["agent"],
@@ -48,6 +48,10 @@ async fn every_verb_teaches_by_example() {
         &["engines", "list"],
         &["engines", "withdraw"],
         &["instances", "list"],
+        &["instances", "drain"],
+        &["instances", "undrain"],
+        &["pools", "decisions"],
+        &["pools", "decisions", "replay"],
         &["pools", "list"],
         &["regions", "list"],
         &["keys", "create"],

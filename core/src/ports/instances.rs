@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use telecine_domain::id::{InstanceId, PoolName};
+use telecine_domain::time::Timestamp;
 
 /// What the provider knows of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub struct ProvidedInstance {
     pub id: InstanceId,
     /// Whether the provider counts it as running (else it is starting or going away).
     pub running: bool,
+    /// Why it does not come up, in the provider's words, when it has tried and given little hope.
+    pub failed: Option<String>,
 }
 
 /// What the provider knows of one pool.
@@ -35,6 +38,17 @@ pub enum InstancesError {
         /// The provider's words.
         problem: String,
     },
+    /// There is no such instance, or it is going away already.
+    #[error("pool {pool} has no instance {instance} that runs")]
+    NoSuchInstance {
+        /// The pool.
+        pool: PoolName,
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// The provider cannot be asked for that.
+    #[error("this provider of instances cannot {0}")]
+    NotSupported(&'static str),
     /// The provider did not answer.
     #[error("the instance provider is not available: {0}")]
     Unavailable(String),
@@ -51,4 +65,19 @@ pub trait Instances: Send + Sync {
 
     /// Ends exactly this one; one that is gone is no error.
     async fn retire(&self, pool: &PoolName, instance: InstanceId) -> Result<(), InstancesError>;
+
+    /// Has the provider take exactly this one away as a spot market does: announced to it now, done at `at`, whatever
+    /// runs there. Of two asked for one instance the earlier counts.
+    ///
+    /// # Errors
+    /// `NotSupported` where the provider cannot be made to; `NoSuchInstance`.
+    async fn interrupt(
+        &self,
+        pool: &PoolName,
+        instance: InstanceId,
+        at: Timestamp,
+    ) -> Result<(), InstancesError> {
+        let _ = (pool, instance, at);
+        Err(InstancesError::NotSupported("take an instance away on request"))
+    }
 }

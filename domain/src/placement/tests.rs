@@ -61,23 +61,25 @@ fn refusals_name_each_instance_the_nearest_first() {
         holding(5, cores(8, 8), cores(7, 0)),
         holding(6, cores(8, 8), cores(8, 0)),
         instance(7, cores(2, 1)),
+        instance(8, cores(8, 8)),
     ];
     instances[1].profile.runtimes.clear();
     instances[2].state = InstanceState::Draining;
     instances[3].state = InstanceState::Unhealthy;
+    instances[7].state = InstanceState::Cordoned;
     let refused = placed(&request(cores(4, 4)), &instances).unwrap_err();
     let order: Vec<InstanceId> = refused.refusals.iter().map(|refusal| refusal.instance).collect();
-    assert_eq!(order, [5, 6, 4, 3, 7, 1, 2].map(instance_id));
+    assert_eq!(order, [5, 6, 4, 8, 3, 7, 1, 2].map(instance_id));
     let cpu = ResourceKind::CpuMilli;
     assert_eq!(refused.refusals[0].reason, RefusalReason::Busy { resource: cpu, need: 4000, free: 1000 });
     assert_eq!(
-        refused.refusals[4].reason,
+        refused.refusals[5].reason,
         RefusalReason::TooSmall { resource: cpu, need: 4000, capacity: 2000 }
     );
-    assert_eq!(refused.refusals[6].reason, RefusalReason::RuntimeMissing { runtime: RuntimeKind::Docker });
+    assert_eq!(refused.refusals[7].reason, RefusalReason::RuntimeMissing { runtime: RuntimeKind::Docker });
     assert_eq!(
         refused.to_string(),
-        "none of 7 instances takes it; nearest is host-5: CPU needed: 4 cores, free now: 1 core"
+        "none of 8 instances takes it; nearest is host-5: CPU needed: 4 cores, free now: 1 core"
     );
     assert_eq!(placed(&request(cores(1, 1)), &[]).unwrap_err().to_string(), "there is no instance");
 }
@@ -89,6 +91,7 @@ fn every_refusal_is_data_and_text() {
         (RefusalReason::NotReady { state: InstanceState::Lost }, "it is lost"),
         (RefusalReason::NotReady { state: InstanceState::Disconnected }, "it is not connected"),
         (RefusalReason::Draining, "it is draining and takes no more work"),
+        (RefusalReason::Cordoned, "it is cordoned and takes no new work"),
         (RefusalReason::Unhealthy { gates: vec![] }, "it is unhealthy"),
         (
             RefusalReason::Unhealthy { gates: vec!["disk".to_owned(), "fuse".to_owned()] },
@@ -129,6 +132,7 @@ fn any_instance() -> impl Strategy<Value = Instance> {
         6 => Just(InstanceState::Ready),
         1 => Just(InstanceState::Unhealthy),
         1 => Just(InstanceState::Draining),
+        1 => Just(InstanceState::Cordoned),
         1 => Just(InstanceState::Disconnected),
     ];
     (amounts(8), amounts(8), state, any::<bool>(), 0..4u8).prop_map(
@@ -224,6 +228,7 @@ proptest! {
             }
             Some(RefusalReason::NotReady { state }) => prop_assert_eq!(state, one.state),
             Some(RefusalReason::Draining) => prop_assert_eq!(one.state, InstanceState::Draining),
+            Some(RefusalReason::Cordoned) => prop_assert_eq!(one.state, InstanceState::Cordoned),
             Some(RefusalReason::Unhealthy { .. }) => prop_assert_eq!(one.state, InstanceState::Unhealthy),
         }
         let refused = placed(&request, std::slice::from_ref(&one)).err().map(|refused| refused.refusals.len());

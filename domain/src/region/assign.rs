@@ -82,7 +82,7 @@ pub(super) struct Reservations {
 }
 
 impl Reservations {
-    fn all(&self) -> impl Iterator<Item = &Reservation> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Reservation> {
         self.ranked.iter().chain(&self.oldest)
     }
 

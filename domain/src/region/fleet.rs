@@ -10,7 +10,7 @@ use super::room::{Images, Place, Room, Runtimes};
 use super::slab::Slab;
 use crate::attempt::AttemptId;
 use crate::id::InstanceId;
-use crate::instance::{InstanceProfile, InstanceState};
+use crate::instance::{InstanceProfile, InstanceState, Notice};
 use crate::placement::Candidate;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -22,22 +22,42 @@ pub(super) enum Connection {
     Lost,
 }
 
-/// What jobs hold on an instance.
+/// What keeps new work from an instance although it is well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Signs {
+    /// The cordon that stands.
+    pub(super) cordon: Option<u64>,
+    pub(super) notice: Notice,
+}
+
+impl Signs {
+    const fn take_no_work(&self) -> bool {
+        self.cordon.is_some() || self.notice.is_final()
+    }
+}
+
+/// What jobs hold on an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Held {
-    jobs: u32,
     sum: Sum,
+    /// When each is expected to end, in no order.
+    ends: Vec<Timestamp>,
 }
 
 impl Held {
-    fn add(&mut self, resources: &Resources) {
-        self.jobs += 1;
-        self.sum.add(resources);
+    const fn is_nothing(&self) -> bool {
+        self.ends.is_empty()
     }
 
-    fn take_back(&mut self, resources: &Resources) {
-        self.jobs -= 1;
+    fn add(&mut self, resources: &Resources, until: Timestamp) {
+        self.sum.add(resources);
+        self.ends.push(until);
+    }
+
+    fn take_back(&mut self, resources: &Resources, until: Timestamp) {
         self.sum.take_back(resources);
+        let at = self.ends.iter().position(|&end| end == until).expect("what is taken back was added");
+        self.ends.swap_remove(at);
     }
 }
 
@@ -47,6 +67,7 @@ pub(super) struct Slot {
     pub(super) profile: InstanceProfile,
     pub(super) connection: Connection,
     pub(super) draining: bool,
+    pub(super) signs: Signs,
     runtimes: Runtimes,
     images: Images,
     held: Held,
@@ -59,15 +80,28 @@ pub(super) struct Slot {
     /// Refusals since it last began an attempt: each makes the next pause longer.
     pub(super) refusals: u32,
     pub(super) state_since: Timestamp,
+    /// Since when nothing is held; meaningless while something is.
+    pub(super) idle_since: Timestamp,
 }
 
 impl Slot {
+    /// What runs there or is about to, known and unknown.
+    pub(super) fn leases(&self) -> u32 {
+        u32::try_from(self.held.ends.len() + self.unknown.len()).unwrap_or(u32::MAX)
+    }
+
+    /// When the last of what is held is expected to end.
+    pub(super) fn expected_end(&self) -> Option<Timestamp> {
+        self.held.ends.iter().max().copied()
+    }
+
     pub(super) fn state(&self) -> InstanceState {
         match self.connection {
             Connection::Lost => InstanceState::Lost,
             Connection::Away => InstanceState::Disconnected,
             Connection::Attached if self.draining => InstanceState::Draining,
             Connection::Attached if !self.profile.problems.is_empty() => InstanceState::Unhealthy,
+            Connection::Attached if self.signs.take_no_work() => InstanceState::Cordoned,
             Connection::Attached => InstanceState::Ready,
         }
     }
@@ -108,6 +142,8 @@ pub(super) struct Fleet {
     slots: Slab<Slot>,
     /// On which instances each attempt is one that nobody has vouched for.
     unknown: BTreeMap<AttemptId, BTreeSet<InstanceId>>,
+    /// Of known instances and of those about to attach; what is not there is nothing.
+    signs: BTreeMap<InstanceId, Signs>,
     /// What jobs hold on instances that are not known (yet).
     elsewhere: BTreeMap<InstanceId, Held>,
     room: Room,
@@ -186,7 +222,7 @@ impl Fleet {
 
     /// Whether nothing is held on an instance, known or not.
     pub(super) fn is_idle(&self, id: InstanceId) -> bool {
-        self.slot(id).is_none_or(|slot| slot.held.jobs == 0) && !self.elsewhere.contains_key(&id)
+        self.slot(id).is_none_or(|slot| slot.held.is_nothing()) && !self.elsewhere.contains_key(&id)
     }
 
     /// An instance has connected.
@@ -194,10 +230,11 @@ impl Fleet {
         let id = profile.id;
         self.forget_unknown(id);
         let held = match self.row(id) {
-            Some(row) => self.in_row(row).held,
+            Some(row) => self.in_row(row).held.clone(),
             None => self.elsewhere.remove(&id).unwrap_or_default(),
         };
         let mut slot = Slot {
+            signs: self.signs.get(&id).copied().unwrap_or_default(),
             runtimes: Runtimes::of(&profile.runtimes),
             images: self.numbered(&profile.cached_images),
             profile,
@@ -209,6 +246,7 @@ impl Fleet {
             withheld: Resources::ZERO,
             refusals: 0,
             state_since: now,
+            idle_since: now,
         };
         match self.row(id) {
             Some(row) => {
@@ -216,6 +254,7 @@ impl Fleet {
                 if self.in_row(row).state() == slot.state() {
                     slot.state_since = self.in_row(row).state_since;
                 }
+                slot.idle_since = self.in_row(row).idle_since;
                 self.slots[row] = slot;
                 self.count(row);
             }
@@ -271,9 +310,29 @@ impl Fleet {
         true
     }
 
+    /// What is known of an instance's cordon and notice becomes another. Says whether it did.
+    pub(super) fn change_signs(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        change: impl FnOnce(&mut Signs),
+    ) -> bool {
+        let before = self.signs.get(&id).copied().unwrap_or_default();
+        let mut signs = before;
+        change(&mut signs);
+        if signs == Signs::default() {
+            self.signs.remove(&id);
+        } else {
+            self.signs.insert(id, signs);
+        }
+        self.change(id, now, |slot| slot.signs = signs);
+        signs != before
+    }
+
     /// Forgets an instance on which nothing is held.
     pub(super) fn remove(&mut self, id: InstanceId) {
         self.forget_unknown(id);
+        self.signs.remove(&id);
         let slots = &self.slots;
         if let Some(row) = self.numbers.remove(id.bits(), |row| slots[row].profile.id.bits()) {
             self.rows.remove(&id);
@@ -283,13 +342,13 @@ impl Fleet {
         }
     }
 
-    pub(super) fn allocate(&mut self, id: InstanceId, resources: &Resources) {
+    pub(super) fn allocate(&mut self, id: InstanceId, resources: &Resources, until: Timestamp) {
         match self.row(id) {
             Some(row) => {
-                self.slots[row].held.add(resources);
+                self.slots[row].held.add(resources, until);
                 self.held_changed(row, |allocated| allocated.add(resources));
             }
-            None => self.elsewhere.entry(id).or_default().add(resources),
+            None => self.elsewhere.entry(id).or_default().add(resources, until),
         }
     }
 
@@ -301,15 +360,23 @@ impl Fleet {
         }
     }
 
-    /// Takes back what was allocated; names the instance's row, if it is known.
-    pub(super) fn release(&mut self, id: InstanceId, resources: &Resources) -> Option<u32> {
+    /// Takes back what was allocated until then; names the instance's row, if it is known.
+    pub(super) fn release(
+        &mut self,
+        id: InstanceId,
+        resources: &Resources,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Option<u32> {
         let row = self.row(id);
         if let Some(row) = row {
-            self.slots[row].held.take_back(resources);
+            let slot = &mut self.slots[row];
+            slot.held.take_back(resources, until);
+            slot.idle_since = now;
             self.held_changed(row, |allocated| allocated.take_back(resources));
         } else if let Some(held) = self.elsewhere.get_mut(&id) {
-            held.take_back(resources);
-            if held.jobs == 0 {
+            held.take_back(resources, until);
+            if held.is_nothing() {
                 self.elsewhere.remove(&id);
             }
         }
@@ -359,7 +426,7 @@ impl Fleet {
         if slot.is_connected() {
             change(&mut self.allocated);
         }
-        self.room.set_free(row, &slot.free(), slot.held.jobs == 0);
+        self.room.set_free(row, &slot.free(), slot.held.is_nothing());
     }
 
     fn uncount(&mut self, row: u32) {
@@ -387,7 +454,7 @@ impl Fleet {
             capacity: slot.profile.capacity,
             runtimes: slot.runtimes,
             images: slot.images.clone(),
-            idle: slot.held.jobs == 0,
+            idle: slot.held.is_nothing(),
         });
         self.room.set(row, place);
     }

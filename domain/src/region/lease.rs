@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::fleet::Connection;
+use super::fleet::{Connection, Signs};
 use super::queue::Maybe;
 use super::share::{Amount, Charge};
 use super::{Action, InFlight, LiveAttempt, QueuedJob, Region, Timer};
@@ -254,6 +254,18 @@ impl Region {
         self.timers.cancel(Timer::Refusal(instance));
         self.fleet.set_profile(profile, draining, now);
         self.profile_is_new(instance);
+    }
+
+    /// A cordon or a notice came or went: with one, what was reserved there is given up.
+    pub(super) fn signs_changed(
+        &mut self,
+        instance: InstanceId,
+        now: Timestamp,
+        change: impl FnOnce(&mut Signs),
+    ) {
+        if self.fleet.change_signs(instance, now, change) {
+            self.profile_is_new(instance);
+        }
     }
 
     pub(super) fn detached(&mut self, instance: InstanceId, now: Timestamp) {

@@ -43,6 +43,16 @@ pub struct LimitReached {
     pub limit: u32,
 }
 
+impl Limits {
+    fn of_account(&self, account: AccountId) -> Option<u32> {
+        self.accounts.get(&account).copied().or(self.every_account)
+    }
+
+    fn of_factory(&self, factory: Option<FactoryId>) -> Option<u32> {
+        factory.and_then(|factory| self.factories.get(&factory).copied())
+    }
+}
+
 /// How many attempts there are now, assignments in flight included.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Running {
@@ -84,14 +94,38 @@ impl Running {
         if limits.are_none() {
             return None;
         }
-        let of_account = limits.accounts.get(&account).copied().or(limits.every_account);
-        let of_factory = factory.and_then(|factory| limits.factories.get(&factory).copied());
-        let accounts = || self.accounts.get(&account).copied().unwrap_or(0);
-        let factories = || factory.and_then(|factory| self.factories.get(&factory).copied()).unwrap_or(0);
-        let factory = of_factory.filter(|&limit| factories() >= limit);
-        let account = of_account.filter(|&limit| accounts() >= limit);
+        let by_account = limits.of_account(account).filter(|&limit| self.of_account(account) >= limit);
+        let factory = limits.of_factory(factory).filter(|&limit| self.of_factory(factory) >= limit);
         let by_factory = factory.map(|limit| LimitReached { by: LimitedBy::Factory, limit });
-        by_factory.or(account.map(|limit| LimitReached { by: LimitedBy::Account, limit }))
+        by_factory.or(by_account.map(|limit| LimitReached { by: LimitedBy::Account, limit }))
+    }
+
+    /// Lets as many of `wanted` attempts begin as the limits allow; says how many those are.
+    pub(super) fn begin_within(
+        &mut self,
+        limits: &Limits,
+        account: AccountId,
+        factory: Option<FactoryId>,
+        wanted: u32,
+    ) -> u32 {
+        let by_account =
+            limits.of_account(account).map(|limit| limit.saturating_sub(self.of_account(account)));
+        let by_factory =
+            limits.of_factory(factory).map(|limit| limit.saturating_sub(self.of_factory(factory)));
+        let count = [by_account, by_factory].into_iter().flatten().fold(wanted, u32::min);
+        *self.accounts.entry(account).or_insert(0) += count;
+        if let Some(factory) = factory {
+            *self.factories.entry(factory).or_insert(0) += count;
+        }
+        count
+    }
+
+    fn of_account(&self, account: AccountId) -> u32 {
+        self.accounts.get(&account).copied().unwrap_or(0)
+    }
+
+    fn of_factory(&self, factory: Option<FactoryId>) -> u32 {
+        factory.and_then(|factory| self.factories.get(&factory).copied()).unwrap_or(0)
     }
 }
 

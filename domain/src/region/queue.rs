@@ -216,6 +216,11 @@ impl Queue {
         self.line(line).head
     }
 
+    /// How many jobs stand in a line; those in a pause do not.
+    pub(super) fn in_line(&self, line: LineId) -> usize {
+        self.line(line).lane.len()
+    }
+
     /// The job's line, if the job is its head.
     pub(super) fn head_if_first(&self, id: JobId) -> Option<Head> {
         self.head(self.entry(id)?.line).filter(|head| head.job == id)

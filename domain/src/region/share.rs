@@ -72,6 +72,13 @@ pub(super) struct Amount {
     time: Duration,
 }
 
+impl Amount {
+    /// When it was charged.
+    pub(super) const fn since(&self) -> Timestamp {
+        self.at
+    }
+}
+
 impl Usage {
     /// What an account has used; comparable between accounts only.
     pub(super) fn of(&self, account: AccountId) -> u128 {

@@ -5,6 +5,7 @@ use crate::fixture::{at, cores, instance_id, job, job_id, profile};
 use crate::id::AttemptNumber;
 
 mod model;
+mod observe;
 mod order;
 
 fn region() -> Region {
@@ -71,6 +72,77 @@ fn priority_is_order_then_queue_time_then_id() {
     let raised = QueuedJob { priority: 1000, queued_at: at(9), ..queued(1) };
     assert_eq!(region.handle(RegionEvent::JobQueued(raised), at(11)), []);
     assert_eq!((region.queue_length(), region.queued_ahead(job_id(1))), (1, Some(0)));
+}
+
+fn cordon(number: u128, cordon: Option<u64>) -> RegionEvent {
+    RegionEvent::Cordon { instance: instance_id(number), cordon }
+}
+
+#[test]
+fn a_cordoned_instance_takes_nothing_until_the_cordon_is_lifted() {
+    let mut region = region();
+    assert_eq!(region.handle(cordon(1, Some(3)), at(0)), [], "told before the instance is there");
+    attach(&mut region, 1, vec![], 0);
+    assert_eq!(region.handle(RegionEvent::JobQueued(queued(1)), at(1)), []);
+    let view = region.instance(instance_id(1)).unwrap();
+    assert_eq!((view.state, view.cordon), (InstanceState::Cordoned, Some(3)));
+    assert_eq!(region.occupancy().capacity, cores(4, 8), "it is there all the same");
+    assert_eq!(
+        region.unplaceable(job_id(1)).unwrap().nearest().unwrap().reason.to_string(),
+        "it is cordoned and takes no new work"
+    );
+    assert_eq!(region.handle(cordon(1, Some(3)), at(2)), []);
+    attach(&mut region, 1, vec![], 3);
+    assert_eq!(region.instance(instance_id(1)).unwrap().cordon, Some(3), "a new stream lifts nothing");
+    assert!(region.is_idle(instance_id(1)));
+    assert_eq!(region.handle(cordon(1, None), at(4)), [assign(1, 1)]);
+    assert!(!region.is_idle(instance_id(1)), "an assignment in flight is work");
+    assert_eq!(region.handle(cordon(1, Some(4)), at(5)), []);
+    region.handle(RegionEvent::AttemptLive(live(1, 1, 1)), at(6));
+    assert!(!region.is_idle(instance_id(1)));
+    region.handle(RegionEvent::AttemptOver(attempt(1, 1)), at(7));
+    assert!(region.is_idle(instance_id(1)));
+    attach(&mut region, 1, vec![attempt(2, 1)], 8);
+    assert!(!region.is_idle(instance_id(1)), "what its hello names may run");
+}
+
+#[test]
+fn an_announced_end_keeps_new_work_away_and_a_hint_does_not() {
+    let mut region = region();
+    let noticed = |terminate_at: Option<Timestamp>, rebalance| RegionEvent::Noticed {
+        instance: instance_id(1),
+        notice: Notice { terminate_at, rebalance },
+    };
+    attach(&mut region, 1, vec![], 0);
+    region.handle(noticed(None, true), at(1));
+    assert_eq!(region.handle(RegionEvent::JobQueued(queued(1)), at(1)), [assign(1, 1)]);
+    region.handle(noticed(Some(at(120)), true), at(2));
+    assert_eq!(region.handle(RegionEvent::JobQueued(queued(2)), at(2)), []);
+    let record = region.instance(instance_id(1)).unwrap().to_record();
+    let told = (record.state, record.notice, record.rebalance);
+    assert_eq!(told, (InstanceState::Cordoned, Some(at(120)), true));
+    assert_eq!(region.handle(noticed(None, false), at(3)), [assign(2, 1)], "it was taken back");
+}
+
+#[test]
+fn a_reservation_on_an_instance_that_is_cordoned_goes_elsewhere() {
+    let mut region = region();
+    for number in 1..=2 {
+        attach(&mut region, number, vec![], 0);
+        region.handle(now_live(number, 1, number, cores(3, 4)), at(0));
+        region.handle(RegionEvent::Renewed(attempt(number, 1)), at(50));
+    }
+    region.handle(needing(10, cores(4, 8), 0), at(0));
+    region.handle(needing(20, cores(1, 1), 59), at(59));
+    region.handle(needing(21, cores(1, 1), 60), at(60));
+    let reserved = |region: &Region| region.reservations.all().map(|held| held.instance).collect::<Vec<_>>();
+    assert_eq!(reserved(&region), [instance_id(2)]);
+    region.handle(cordon(2, Some(1)), at(61));
+    assert_eq!(reserved(&region), [], "given up");
+    assert_eq!(region.handle(RegionEvent::AttemptOver(attempt(1, 1)), at(62)), []);
+    assert_eq!(reserved(&region), [instance_id(1)], "and kept elsewhere, before a later job is placed");
+    region.handle(now_live(20, 1, 1, cores(1, 1)), at(63));
+    assert_eq!(region.handle(RegionEvent::AttemptOver(attempt(20, 1)), at(64)), [assign(10, 1)]);
 }
 
 #[test]

@@ -90,7 +90,7 @@ async fn send(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceId
         }
         Refusal::Unknown(failure) => {
             warn!(%attempt, %instance, problem = failure.message, "an assignment came to nothing");
-            end_with_leftovers(lead, *attempt, failure).await;
+            end_with_leftovers(lead, *attempt, EndedBy::Failure, failure).await;
         }
     }
 }
@@ -147,11 +147,35 @@ async fn offer(lead: &Arc<Lead>, assigned: &AssignedAttempt, instance: InstanceI
     }
 }
 
-/// Records that an attempt failed, and has what it may have left behind taken away.
-pub(crate) async fn end_with_leftovers(lead: &Arc<Lead>, attempt: AttemptId, failure: Failure) -> bool {
+/// Why an attempt is over that was not granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndedBy {
+    /// It failed: a retry pays.
+    Failure,
+    /// Its instance is taken away: nothing pays.
+    Interruption,
+}
+
+/// Records that an attempt is over without a grant, and has what it may have left behind taken away.
+pub(crate) async fn end_with_leftovers(
+    lead: &Arc<Lead>,
+    attempt: AttemptId,
+    ended: EndedBy,
+    failure: Failure,
+) -> bool {
     let leftovers = publish::leftovers(lead, attempt).await;
     let recorded = lead
-        .persist(attempt, || dispatch::failed(&lead.backend, attempt, failure.clone(), None, lead.now()))
+        .persist(attempt, || {
+            let (backend, failure, now) = (&lead.backend, failure.clone(), lead.now());
+            async move {
+                match ended {
+                    EndedBy::Failure => dispatch::failed(backend, attempt, failure, None, now).await,
+                    EndedBy::Interruption => {
+                        dispatch::interrupted(backend, attempt, failure, None, now).await
+                    }
+                }
+            }
+        })
         .await;
     if let Some(leftovers) = leftovers.filter(|_| recorded) {
         lead.spawn(publish::close_epoch(lead.clone(), leftovers));
@@ -214,7 +238,7 @@ pub(super) async fn undelivered(lead: Arc<Lead>, attempt: AttemptId) {
         "assignment_undelivered",
         "the instance connected again and does not know the attempt: its assignment never arrived",
     );
-    end_with_leftovers(&lead, attempt, failure).await;
+    end_with_leftovers(&lead, attempt, EndedBy::Failure, failure).await;
 }
 
 /// A queued job has waited as long as it may.

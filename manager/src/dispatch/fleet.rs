@@ -24,10 +24,11 @@ pub(super) struct FleetRecords {
     writer: mpsc::Sender<Vec<Instance>>,
 }
 
-const STATES: [InstanceState; 5] = [
+const STATES: [InstanceState; 6] = [
     InstanceState::Ready,
     InstanceState::Unhealthy,
     InstanceState::Draining,
+    InstanceState::Cordoned,
     InstanceState::Disconnected,
     InstanceState::Lost,
 ];

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use telecine_core::cordon::{self, Cordoned};
 use telecine_core::leader;
 use telecine_domain::attempt::AttemptId;
 use telecine_domain::failure::Failure;
 use telecine_domain::id::InstanceId;
-use telecine_domain::instance::InstanceProfile;
+use telecine_domain::instance::{InstanceProfile, Notice};
 use telecine_domain::job::JobState;
 use telecine_domain::region::RegionEvent;
 use telecine_domain::trace::TraceContext;
@@ -24,7 +25,7 @@ use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use super::{CERTIFICATE_CHECK, Certificate, HELLO, replaced, stepping_down};
-use crate::dispatch::end_with_leftovers;
+use crate::dispatch::{EndedBy, cordon_message, end_with_leftovers};
 use crate::lead::{Command, Lead};
 use crate::metrics::Refusal;
 use crate::publish;
@@ -47,6 +48,16 @@ pub(super) struct Session {
     caller: CoordinatorCaller,
     certificate: Certificate,
     calls: Arc<Semaphore>,
+    /// Of its stream, once it has said hello.
+    generation: u64,
+}
+
+/// What a hello has told, and what of it goes on.
+struct Welcomed {
+    profile: InstanceProfile,
+    running: Vec<AttemptId>,
+    cordon: Option<Cordoned>,
+    notice: Notice,
 }
 
 impl Session {
@@ -56,12 +67,12 @@ impl Session {
         caller: CoordinatorCaller,
         certificate: Certificate,
     ) -> Self {
-        Self { lead, instance, caller, certificate, calls: Arc::new(Semaphore::new(CALLS)) }
+        Self { lead, instance, caller, certificate, calls: Arc::new(Semaphore::new(CALLS)), generation: 0 }
     }
 
     /// Runs until the stream ends, or is ended with a status.
     pub(super) async fn run(
-        self,
+        mut self,
         mut incoming: Demultiplexer<FromCoordinator>,
         mut stream: Streaming<FromCoordinator>,
     ) -> Result<(), Status> {
@@ -75,10 +86,12 @@ impl Session {
             self.lead.metrics.refused(Refusal::Invalid);
             return Err(Status::invalid_argument("the first message must be a hello"));
         };
-        let (profile, running) = self.welcome(hello).await?;
+        let Welcomed { profile, running, cordon, notice } = self.welcome(hello).await?;
         let open = self.lead.registry.open(self.caller.clone());
         let (generation, taken) = (open.generation, open.replaced.clone());
-        self.lead.command(Command::Attach { profile: Box::new(profile), running, stream: open }).await;
+        self.generation = generation;
+        let profile = Box::new(profile);
+        self.lead.command(Command::Attach { profile, running, cordon, notice, stream: open }).await;
         let ended = tokio::select! {
             ended = self.listen(&mut incoming, &mut stream) => ended,
             () = taken.cancelled() => Err(replaced()),
@@ -88,8 +101,8 @@ impl Session {
         ended
     }
 
-    /// Checks the hello and says what of it goes on.
-    async fn welcome(&self, hello: Hello) -> Result<(InstanceProfile, Vec<AttemptId>), Status> {
+    /// Checks the hello and says what of it goes on, then how the instance is cordoned: before it can be given work.
+    async fn welcome(&self, hello: Hello) -> Result<Welcomed, Status> {
         let lead = &self.lead;
         if hello.highest_term > lead.term.0 {
             warn!(instance = %self.instance, term = lead.term.0, highest = hello.highest_term, "an agent has seen a later term");
@@ -103,6 +116,7 @@ impl Session {
         }
         self.in_service().await?;
         let profile = self.profile(&hello.profile_json)?;
+        let notice = convert::notice(hello.notice_at_millis, hello.rebalance);
         if hello.running.len() > MAX_RUNNING {
             return Err(self.invalid(&format!("a hello names at most {MAX_RUNNING} attempts")));
         }
@@ -119,6 +133,7 @@ impl Session {
                 lead.metrics.refused(Refusal::Stale);
             }
         }
+        let cordon = self.cordon().await?;
         let welcome = Welcome {
             verdicts,
             heartbeat_millis: millis(lead.config.heartbeat),
@@ -127,7 +142,19 @@ impl Session {
             version: PROTOCOL_VERSION,
         };
         self.say(0, from_manager::Body::Welcome(welcome)).await?;
-        Ok((profile, running))
+        if let Some(cordon) = &cordon {
+            self.say(0, cordon_message(cordon)).await?;
+        }
+        Ok(Welcomed { profile, running, cordon, notice })
+    }
+
+    /// The cordon of the instance, be it lifted: its coordinator may not have heard of that yet.
+    async fn cordon(&self) -> Result<Option<Cordoned>, Status> {
+        let lead = &self.lead;
+        cordon::of(&lead.backend, &lead.region, self.instance).await.map_err(|error| {
+            warn!(instance = %self.instance, %error, "a hello cannot be answered: its cordon was not read");
+            Status::unavailable("the records cannot be read just now; try again")
+        })
     }
 
     /// A certificate outlives the instance it was given to.
@@ -217,6 +244,11 @@ impl Session {
         match message.body {
             Some(from_coordinator::Body::Heartbeat(_)) => Ok(()),
             Some(from_coordinator::Body::ProfileChanged(changed)) => self.profile_changed(changed).await,
+            Some(from_coordinator::Body::Cordoned(cordoned)) => {
+                let (instance, generation, number) = (self.instance, self.generation, cordoned.number);
+                self.lead.command(Command::IdleAt { instance, generation, number }).await;
+                Ok(())
+            }
             Some(from_coordinator::Body::WorkerGone(gone)) => self.worker_gone(id, trace, gone).await,
             Some(from_coordinator::Body::SignWorker(sign)) => self.sign_worker(id, trace, sign).await,
             Some(from_coordinator::Body::SignCoordinator(sign)) => self.sign_coordinator(id, &sign).await,
@@ -234,6 +266,8 @@ impl Session {
 
     async fn profile_changed(&self, changed: ProfileChanged) -> Result<(), Status> {
         let profile = self.profile(&changed.profile_json)?;
+        let notice = convert::notice(changed.notice_at_millis, changed.rebalance);
+        self.lead.tell(RegionEvent::Noticed { instance: self.instance, notice }).await;
         self.lead.tell(RegionEvent::ProfileChanged { profile, draining: changed.draining }).await;
         Ok(())
     }
@@ -248,11 +282,12 @@ impl Session {
         let failure = convert::required("failure", gone.failure)
             .and_then(Failure::try_from)
             .map_err(|error| self.invalid(&error.to_string()))?;
+        let ended = if gone.interrupted { EndedBy::Interruption } else { EndedBy::Failure };
         let caller = self.caller.clone().in_trace(trace);
         let (lead, instance) = (self.lead.clone(), self.instance);
         let turn = self.turn().await?;
         lead.clone().spawn(async move {
-            let body = match record_gone(&lead, instance, attempt, failure).await {
+            let body = match record_gone(&lead, instance, attempt, (ended, failure)).await {
                 Some(true) => from_manager::Body::Accepted(Accepted {}),
                 Some(false) => refused(Refusal::Stale.code(), "the attempt had no right any more"),
                 None => refused(Refusal::NotYours.code(), "the attempt does not run on this instance"),
@@ -314,7 +349,7 @@ async fn record_gone(
     lead: &Arc<Lead>,
     instance: InstanceId,
     attempt: AttemptId,
-    failure: Failure,
+    (ended, failure): (EndedBy, Failure),
 ) -> Option<bool> {
     let Some(Some(job)) = lead.load(attempt.job).await else { return Some(false) };
     if job.live_attempt() != Some(attempt) {
@@ -333,7 +368,7 @@ async fn record_gone(
         return Some(true);
     }
     info!(%attempt, %instance, %failure, "a worker is gone");
-    Some(end_with_leftovers(lead, attempt, failure).await)
+    Some(end_with_leftovers(lead, attempt, ended, failure).await)
 }
 
 fn signed_or_refused(lead: &Lead, result: Result<SignedCertificate, SigningError>) -> from_manager::Body {

@@ -51,6 +51,8 @@ pub(crate) enum Asked {
     Stop(AttemptId),
     Publish(AttemptId, Manifest),
     Close(AttemptId),
+    /// Number, and whether it was lifted.
+    Cordon(u64, bool),
 }
 
 /// How a coordinator answers.
@@ -207,7 +209,8 @@ impl Coordinator {
     /// Reports the death of a worker.
     pub(crate) async fn worker_gone(&self, attempt: AttemptId) -> c::from_manager::Body {
         let failure = Failure::new(FailureClass::Infrastructure, "worker_died", "the worker died");
-        let gone = c::WorkerGone { id: Some(attempt.into()), failure: Some(failure.into()) };
+        let gone =
+            c::WorkerGone { id: Some(attempt.into()), failure: Some(failure.into()), interrupted: false };
         self.call(c::from_coordinator::Body::WorkerGone(gone)).await
     }
 
@@ -224,6 +227,7 @@ pub(crate) fn hello(id: InstanceId, region: RegionName, running: &[AttemptId]) -
         running: running.collect(),
         highest_term: 0,
         versions: vec![PROTOCOL_VERSION],
+        ..Default::default()
     }
 }
 
@@ -252,6 +256,10 @@ async fn answer(
         traces.lock().unwrap().push(trace_of(message.trace.as_ref()));
         let done = Reply::Done(c::Done::default());
         let (question, reply) = match message.body.unwrap() {
+            Body::Cordon(cordon) => {
+                let _unread = asked.send(Asked::Cordon(cordon.number, cordon.lifted));
+                continue;
+            }
             Body::Assign(assign) => {
                 let reply = match habit {
                     Habit::Refusing => {

@@ -218,7 +218,7 @@ async fn a_refusal_for_want_of_room_costs_nothing_and_is_asked_again_when_there_
     }
     assert!((2..=8).contains(&asked), "asked {asked} times in two minutes");
     let profile_json = telecine_proto::convert::json(&profile(instance(1), region()));
-    let changed = telecine_proto::coordinator::v1::ProfileChanged { profile_json, draining: false };
+    let changed = telecine_proto::coordinator::v1::ProfileChanged { profile_json, ..Default::default() };
     full.notify(telecine_proto::coordinator::v1::from_coordinator::Body::ProfileChanged(changed)).await;
     let again = tokio::time::timeout(Duration::from_millis(500), full.assigned()).await;
     assert_eq!(again.expect("at once").job, job);

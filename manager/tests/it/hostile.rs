@@ -226,6 +226,7 @@ async fn a_coordinator_reports_and_signs_for_its_own_attempts_only() {
     let lie = c::ProfileChanged {
         profile_json: telecine_proto::convert::json(&profile(instance(1), region())),
         draining: true,
+        ..Default::default()
     };
     other.notify(c::from_coordinator::Body::ProfileChanged(lie)).await;
     assert_eq!(other.ended().await.code(), Code::PermissionDenied);

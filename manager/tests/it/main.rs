@@ -5,6 +5,7 @@
 mod agent;
 mod attempt;
 mod cancel;
+mod cordons;
 mod failover;
 mod hostile;
 mod observe;

@@ -3,10 +3,12 @@
 //! Most run the built binary with real Docker, FUSE and ffmpeg; `telecine-test-support` counts one that cannot.
 
 mod arrivals;
+mod autoscaling;
 mod bad_input;
 mod bucket;
 mod crashes;
 mod explain;
+mod fleet;
 mod layering;
 mod pools;
 mod regions;

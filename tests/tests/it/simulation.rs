@@ -9,7 +9,8 @@
 //! Faults: connections cut; bytes held in one or both directions, up to far longer than a lease; instances and managers
 //! cut off; workers killed, stalled past their lease, or never started; coordinators restarted; whole instances dead and
 //! back; managers killed, stopped and restarted, and without a table; writes refused, or done and not acknowledged; hints
-//! lost and doubled; engines that fail; jobs canceled.
+//! lost and doubled; engines that fail; jobs canceled. Meanwhile instances are cordoned, cordons lifted, and instances whose
+//! cordon was acknowledged ended: none of these may have a lease (in worlds of an even seed).
 //!
 //! A seed fixes the faults and when they come. It does not fix every interleaving: ids, keys and pauses of the programs
 //! are random as they always are, so a failing seed may need several runs. `TELECINE_SIM_SEEDS=from..to` runs others than
@@ -44,6 +45,8 @@ enum Mutant {
     ForgetsGrants,
     /// The clients' table acknowledges jobs and does not write them.
     ForgetsJobs,
+    /// A cordon is acknowledged although the instance holds an attempt.
+    AcknowledgesAtOnce,
 }
 
 /// A folder of one run, in memory where the machine has that.
@@ -100,7 +103,8 @@ fn promises_hold_whatever_fails() {
     if std::env::var_os("TELECINE_SIM_SEEDS").is_none() {
         // A simulation in which nothing happens proves nothing.
         let enough = all.succeeded > 50 && all.canceled > 5 && all.stalled > 20 && all.reassigned > 50;
-        assert!(enough && all.terms > 40, "too little happened: {all:?}");
+        let drained = all.cordoned > 60 && all.lifted > 5 && all.terminated > 10;
+        assert!(enough && drained && all.terms > 40, "too little happened: {all:?}");
     }
 }
 
@@ -125,6 +129,12 @@ fn a_table_that_forgets_grants_is_caught() {
 fn a_table_that_forgets_jobs_is_caught() {
     let caught = caught(Mutant::ForgetsJobs);
     assert!(caught.contains("was acknowledged and is lost"), "{caught}");
+}
+
+#[test]
+fn an_acknowledgement_while_an_attempt_is_held_is_caught() {
+    let caught = caught(Mutant::AcknowledgesAtOnce);
+    assert!(caught.contains("is ended while"), "{caught}");
 }
 
 /// A crowd of jobs on instances that clean up for so long; how many attempts it takes.

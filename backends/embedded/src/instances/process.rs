@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ pub(super) struct Process {
     started: Started,
     handle: OwnedFd,
     child: Option<Child>,
+    /// How it ended, if it was our child and has.
+    ended: Option<ExitStatus>,
 }
 
 impl Process {
@@ -85,7 +87,7 @@ impl Process {
         let handle = pidfd_open(raw, PidfdFlags::empty())?;
         let start_ticks = start_ticks(pid)?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        Ok(Self { started: Started { pid, start_ticks, boot_id }, handle, child: None })
+        Ok(Self { started: Started { pid, start_ticks, boot_id }, handle, child: None, ended: None })
     }
 
     pub(super) fn started(&self) -> &Started {
@@ -99,6 +101,7 @@ impl Process {
                 Ok(None) => true,
                 Ok(Some(status)) => {
                     tracing::info!(pid = self.started.pid, %status, "an agent ended");
+                    self.ended = Some(status);
                     false
                 }
                 Err(error) => {
@@ -108,6 +111,11 @@ impl Process {
             },
             None => has_not_ended(&self.handle),
         }
+    }
+
+    /// How it ended, if that is known.
+    pub(super) fn ended(&self) -> Option<ExitStatus> {
+        self.ended
     }
 
     pub(super) fn ask_to_end(&self) {

@@ -34,6 +34,9 @@ pub(super) struct Record {
     /// When it was asked for; unknown for one of an older version.
     #[serde(default)]
     pub(super) launched_at_millis: Option<u64>,
+    /// When it is taken away, whatever runs there; that was announced.
+    #[serde(default)]
+    pub(super) taken_at_millis: Option<u64>,
 }
 
 pub(super) fn folder_of(agents: &Path, instance: InstanceId) -> PathBuf {
@@ -52,8 +55,12 @@ pub(super) fn read_all(agents: &Path) -> io::Result<Vec<Record>> {
             Ok(record) => {
                 tracing::error!(%instance, found = %record.instance, "the record of an instance is another's; it is left alone");
             }
-            // Made, but never recorded: nothing was started in it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Made, but never recorded, or what is left of a removal: nothing runs in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Err(error) = remove(agents, instance) {
+                    tracing::warn!(%instance, %error, "the folder of no instance stays for now");
+                }
+            }
             Err(error) => {
                 tracing::error!(%instance, %error, "the record of an instance is damaged; it is left alone")
             }

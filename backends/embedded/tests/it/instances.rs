@@ -2,15 +2,16 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, getsid, kill_process};
 use telecine_core::contract::instances_contract;
 use telecine_core::ports::instances::{Instances, InstancesError};
 use telecine_domain::id::{InstanceId, PoolName};
+use telecine_domain::time::Timestamp;
 use telecine_embedded::{AgentCommand, Embedded, EmbeddedConfig, LocalPool, NewAgent, Provisioner};
 
 use crate::opening::config as plain_config;
@@ -23,6 +24,18 @@ const STUBBORN: &str = "trap '' TERM\necho \"$$\" > pid\nwhile :; do sleep 0.2; 
 struct Config {
     refusals: AtomicU32,
     manager: &'static str,
+    /// What was cleared up after, in order.
+    cleared: Mutex<Vec<InstanceId>>,
+}
+
+impl Config {
+    fn new(refusals: u32, manager: &'static str) -> Self {
+        Self { refusals: refusals.into(), manager, cleared: Mutex::default() }
+    }
+}
+
+fn local_pool(boot: Duration) -> LocalPool {
+    LocalPool { name: pool(), most: 3, capacity: 3, boot, program: None }
 }
 
 #[async_trait]
@@ -34,6 +47,17 @@ impl Provisioner for Config {
             Err(_) => {
                 Ok(format!("instance_id = \"{}\"\nmanagers = [\"{}\"]\n", agent.instance, self.manager))
             }
+        }
+    }
+
+    async fn clear(&self, agent: &NewAgent) -> Result<(), String> {
+        self.cleared.lock().unwrap().push(agent.instance);
+        match std::fs::read_to_string(agent.folder.join("worker")) {
+            Ok(worker) if is_alive(worker.trim().parse().unwrap()) => {
+                kill_process(Pid::from_raw(worker.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+                Err("its worker was alive".to_owned())
+            }
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 }
@@ -48,12 +72,12 @@ fn config(folder: &Path, script: &str, refusals: u32, drain_limit: Duration) -> 
     let program = folder.join("agent.sh");
     std::fs::write(&program, script).unwrap();
     EmbeddedConfig {
-        pools: vec![LocalPool { name: pool(), most: 3, boot: Duration::ZERO }],
+        pools: vec![local_pool(Duration::ZERO)],
         agent: AgentCommand {
             program: "/bin/sh".into(),
             arguments: vec![program.to_str().unwrap().to_owned()],
         },
-        provisioner: Arc::new(Config { refusals: refusals.into(), manager: "here" }),
+        provisioner: Arc::new(Config::new(refusals, "here")),
         drain_limit,
         ..plain_config(folder)
     }
@@ -144,7 +168,7 @@ async fn an_adopted_agent_whose_manager_moved_leaves_its_workers_to_the_next() {
     drop(first);
 
     // The provisioner fails at first: it is asked again.
-    let moved = Arc::new(Config { refusals: 1.into(), manager: "there" });
+    let moved = Arc::new(Config::new(1, "there"));
     let second = EmbeddedConfig { provisioner: moved, ..config(folder.path(), WITH_WORKER, 0, LONG) };
     let second = Embedded::open(second).await.unwrap();
     until("the next agent runs", async || {
@@ -269,10 +293,7 @@ async fn an_instance_of_a_pool_that_is_gone_is_retired() {
 async fn an_instance_boots_as_long_as_its_pool_says_and_a_restart_does_not_begin_again() {
     const HOUR: Duration = Duration::from_secs(3600);
     let folder = tempfile::tempdir().unwrap();
-    let booting = || EmbeddedConfig {
-        pools: vec![LocalPool { name: pool(), most: 3, boot: HOUR }],
-        ..config(folder.path(), GOOD, 0, LONG)
-    };
+    let booting = || EmbeddedConfig { pools: vec![local_pool(HOUR)], ..config(folder.path(), GOOD, 0, LONG) };
     let first = Embedded::open(booting()).await.unwrap();
     first.instances.launch(&pool(), 1).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1200)).await;
@@ -298,4 +319,114 @@ async fn an_instance_boots_as_long_as_its_pool_says_and_a_restart_does_not_begin
     .await;
     assert_eq!(second.instances.drain_all(PATIENCE).await, 0);
     second.close().await;
+}
+
+/// One with a worker that outlives it.
+const WITH_A_WORKER: &str = "setsid sleep 300 & echo $! > worker\ntrap 'exit 0' TERM\necho \"$$\" > pid\nwhile :; do sleep 0.2; done\n";
+
+async fn gone(data: &Path, instance: InstanceId) {
+    until("its folder goes", async || !folder_of(data, instance).exists()).await;
+}
+
+fn in_millis(millis: u64) -> Timestamp {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    Timestamp::from_millis(u64::try_from(now.as_millis()).unwrap() + millis)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_taken_away_is_told_before_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = Embedded::open(config(folder.path(), WITH_A_WORKER, 0, LONG)).await.unwrap();
+    embedded.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&embedded, folder.path()).await;
+    let own = folder_of(folder.path(), instance);
+    let worker: i32 = std::fs::read_to_string(own.join("worker")).unwrap().trim().parse().unwrap();
+    let at = in_millis(2_500);
+    embedded.instances.interrupt(&pool(), instance, in_millis(600_000)).await.unwrap();
+    embedded.instances.interrupt(&pool(), instance, at).await.unwrap();
+    embedded
+        .instances
+        .interrupt(&pool(), instance, in_millis(600_000))
+        .await
+        .expect("a later one changes nothing");
+    let notice: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(own.join("notice.json")).unwrap()).unwrap();
+    assert_eq!(notice, serde_json::json!({ "terminate_at": at }));
+    assert_eq!(running(&embedded).await, [instance], "until then it runs");
+    until("it is dead", async || !is_alive(pid)).await;
+    assert!(in_millis(0) >= at, "not before the time");
+    gone(folder.path(), instance).await;
+    assert!(!is_alive(worker), "what it had started is dead, too");
+    assert!(embedded.instances.status(&pool()).await.unwrap().instances.is_empty());
+    let error = embedded.instances.interrupt(&pool(), instance, at).await.unwrap_err();
+    assert!(matches!(error, InstancesError::NoSuchInstance { .. }), "{error}");
+    let nowhere = embedded.instances.interrupt(&"other".parse().unwrap(), instance, at).await;
+    assert!(matches!(nowhere, Err(InstancesError::NoSuchPool(_))));
+    embedded.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_outlives_whoever_gave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Embedded::open(config(folder.path(), STUBBORN, 0, LONG)).await.unwrap();
+    first.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, pid) = started(&first, folder.path()).await;
+    first.instances.interrupt(&pool(), instance, in_millis(1_500)).await.unwrap();
+    first.close().await;
+    drop(first);
+    tokio::time::sleep(Duration::from_millis(2_000)).await;
+    assert!(is_alive(pid), "nobody was there to do it");
+    let second = Embedded::open(config(folder.path(), STUBBORN, 0, LONG)).await.unwrap();
+    until("it is dead", async || !is_alive(pid)).await;
+    gone(folder.path(), instance).await;
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retired_instance_goes_only_when_nothing_of_it_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let provisioner = Arc::new(Config::new(0, "here"));
+    let settings = config(folder.path(), WITH_A_WORKER, 0, LONG);
+    let settings = EmbeddedConfig { provisioner: provisioner.clone(), ..settings };
+    let embedded = Embedded::open(settings).await.unwrap();
+    embedded.instances.launch(&pool(), 1).await.unwrap();
+    let (instance, _) = started(&embedded, folder.path()).await;
+    embedded.instances.retire(&pool(), instance).await.unwrap();
+    gone(folder.path(), instance).await;
+    let cleared = provisioner.cleared.lock().unwrap().clone();
+    assert_eq!(cleared, [instance, instance], "once its worker was alive, then it was not");
+    embedded.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_may_have_less_than_its_most_and_an_image_of_its_own_that_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = config(folder.path(), GOOD, 0, LONG);
+    let scarce = LocalPool { capacity: 1, program: Some("/bin/false".into()), ..local_pool(Duration::ZERO) };
+    let embedded = Embedded::open(EmbeddedConfig { pools: vec![scarce], ..settings }).await.unwrap();
+    let error = embedded.instances.launch(&pool(), 2).await.unwrap_err();
+    assert!(matches!(&error, InstancesError::NoCapacity { .. }), "{error}");
+    assert!(error.to_string().contains("1 to be had"), "{error}");
+    embedded.instances.launch(&pool(), 1).await.unwrap();
+    let only = async || embedded.instances.status(&pool()).await.unwrap().instances.remove(0);
+    assert_eq!(only().await.failed, None, "once is not again and again");
+    until("it counts as failed", async || only().await.failed.is_some()).await;
+    let failed = only().await;
+    assert!(!failed.running && failed.failed.as_ref().unwrap().contains("exit status: 1"), "{failed:?}");
+    embedded.instances.retire(&pool(), failed.id).await.unwrap();
+    gone(folder.path(), failed.id).await;
+    embedded.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_without_a_record_is_nobodys() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = config(folder.path(), GOOD, 0, LONG);
+    let instance = InstanceId::new(in_millis(0), 7);
+    std::fs::create_dir_all(folder_of(folder.path(), instance).join("data")).unwrap();
+    let foreign = folder.path().join("agents/foreign");
+    std::fs::create_dir_all(&foreign).unwrap();
+    let embedded = Embedded::open(settings).await.unwrap();
+    assert!(!folder_of(folder.path(), instance).exists() && foreign.exists());
+    embedded.close().await;
 }

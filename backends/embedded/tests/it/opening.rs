@@ -21,6 +21,10 @@ impl Provisioner for Nothing {
     async fn provision(&self, _agent: &NewAgent) -> Result<String, String> {
         Ok(String::new())
     }
+
+    async fn clear(&self, _agent: &NewAgent) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 pub(crate) fn config(folder: &Path) -> EmbeddedConfig {

@@ -54,6 +54,8 @@ struct Host {
     withheld: Resources,
     withheld_until: Option<Timestamp>,
     refusals: u32,
+    cordon: Option<u64>,
+    notice: Notice,
 }
 
 /// What is reserved: for whom, where, and whether for being the oldest.
@@ -76,6 +78,8 @@ struct Reference {
     hosts: Vec<Host>,
     totals: BTreeMap<JobId, Timestamp>,
     kept: Vec<Kept>,
+    cordons: BTreeMap<InstanceId, u64>,
+    notices: BTreeMap<InstanceId, Notice>,
 }
 
 impl Host {
@@ -85,6 +89,7 @@ impl Host {
             (_, Some(_), ..) => InstanceState::Disconnected,
             (_, _, true, _) => InstanceState::Draining,
             (.., false) => InstanceState::Unhealthy,
+            _ if self.cordon.is_some() || self.notice.terminate_at.is_some() => InstanceState::Cordoned,
             (.., true) => InstanceState::Ready,
         }
     }
@@ -141,6 +146,23 @@ impl Reference {
                     (host.profile, host.draining) = (profile.clone(), draining);
                     (host.withheld, host.withheld_until) = (Resources::ZERO, None);
                 }
+            }
+            RegionEvent::Cordon { instance, cordon } => {
+                match cordon {
+                    Some(number) => self.cordons.insert(instance, number),
+                    None => self.cordons.remove(&instance),
+                };
+                self.hosts
+                    .iter_mut()
+                    .filter(|host| host.profile.id == instance)
+                    .for_each(|host| host.cordon = cordon);
+            }
+            RegionEvent::Noticed { instance, notice } => {
+                self.notices.insert(instance, notice);
+                self.hosts
+                    .iter_mut()
+                    .filter(|host| host.profile.id == instance)
+                    .for_each(|host| host.notice = notice);
             }
             RegionEvent::InstanceDetached(instance) => {
                 for host in
@@ -325,7 +347,12 @@ impl Reference {
 
     fn forget(&mut self, instance: InstanceId) {
         if self.allocated(instance) == Resources::ZERO {
+            let before = self.hosts.len();
             self.hosts.retain(|host| !(host.lost && host.profile.id == instance));
+            if self.hosts.len() < before {
+                self.cordons.remove(&instance);
+                self.notices.remove(&instance);
+            }
         }
     }
 
@@ -376,6 +403,8 @@ impl Reference {
             withheld: Resources::ZERO,
             withheld_until: None,
             refusals: 0,
+            cordon: self.cordons.get(&instance).copied(),
+            notice: self.notices.get(&instance).copied().unwrap_or_default(),
         });
         self.hosts.sort_by_key(|host| host.profile.id);
         for index in 0..self.running.len() {
@@ -497,6 +526,16 @@ fn check(region: &Region, before: &Region, actions: &[Action], now: Timestamp) {
             .any(|action| matches!(action, Action::Assign { instance, .. } if *instance == view.profile.id));
         assert!(!newly || view.allocated.fits_in(&view.profile.capacity), "more given out than there is");
         assert!(!newly || view.state == InstanceState::Ready);
+        assert!(
+            !newly || view.cordon.is_none() && view.notice.terminate_at.is_none(),
+            "given to a cordoned one"
+        );
+        let holds = region.in_flight.values().any(|flight| flight.instance == view.profile.id)
+            || region.attempts().any(|live| live.instance == view.profile.id)
+            || view.unknown_attempts > 0;
+        assert_eq!(region.is_idle(view.profile.id), !holds, "{} is idle, or not", view.profile.host);
+        let reserved = region.reservations.all().any(|held| held.instance == view.profile.id);
+        assert!(!reserved || view.state == InstanceState::Ready, "reserved where nothing new may go");
     }
     for action in actions {
         match action {

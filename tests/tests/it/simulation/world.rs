@@ -1,6 +1,7 @@
 //! The world of one seed: what is in it, how it lives, and how it is looked at.
 
 mod crowd;
+mod drains;
 mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +65,9 @@ pub(super) struct Tally {
     pub(super) reassigned: u32,
     pub(super) terms: u32,
     pub(super) faults: u32,
+    pub(super) cordoned: u32,
+    pub(super) lifted: u32,
+    pub(super) terminated: u32,
 }
 
 impl Tally {
@@ -75,6 +79,9 @@ impl Tally {
         self.reassigned += other.reassigned;
         self.terms += other.terms;
         self.faults += other.faults;
+        self.cordoned += other.cordoned;
+        self.lifted += other.lifted;
+        self.terminated += other.terminated;
     }
 }
 
@@ -105,6 +112,9 @@ struct Instance {
 /// See the module.
 pub(super) struct World {
     random: SmallRng,
+    /// For drains alone, so that the faults of a seed stay what they are.
+    drains: SmallRng,
+    seed: u64,
     began: Instant,
     clock: Clock,
     stage: Arc<Stage>,
@@ -121,6 +131,8 @@ pub(super) struct World {
     store: WatchedFolder,
     managers: Vec<Manager>,
     instances: Vec<Instance>,
+    /// How many instances there ever were.
+    launched: u64,
     promises: BTreeMap<JobId, Promise>,
     checker: Checker,
     /// The table's revision at the last look.
@@ -163,6 +175,8 @@ impl World {
         };
         let mut world = Self {
             random: SmallRng::seed_from_u64(seed),
+            drains: SmallRng::seed_from_u64(!seed),
+            seed,
             began: Instant::now(),
             clock,
             stage: Arc::new(stage),
@@ -177,6 +191,7 @@ impl World {
             store,
             managers: Vec::new(),
             instances: Vec::new(),
+            launched: 0,
             promises: BTreeMap::new(),
             checker: Checker::default(),
             looked_at: 0,
@@ -187,8 +202,9 @@ impl World {
         for address in MANAGERS {
             world.add_manager(address, (mutant == Some(Mutant::ForgetsGrants)).then_some("\"finalizing\""));
         }
-        for nth in 0..HOSTS {
-            world.add_instance(nth, seed).await;
+        for _ in 0..HOSTS {
+            let instance = world.launch().await;
+            world.instances.push(instance);
         }
         world
     }
@@ -208,13 +224,15 @@ impl World {
         self.managers.push(Manager { config, table, backend, running: None, back_at: Some(Instant::now()) });
     }
 
-    async fn add_instance(&mut self, nth: usize, seed: u64) {
-        let (name, pool) = (format!("instance-{nth}"), "default".parse().unwrap());
+    /// A new instance, which starts as soon as it can.
+    async fn launch(&mut self) -> Instance {
+        self.launched += 1;
+        let number = self.launched;
+        let name = format!("instance-{number}");
         let data = self.data.path().join(&name);
         std::fs::create_dir(&data).unwrap();
-        let instance = InstanceId::new(BEGIN, nth as u128 + 1);
-        let binding = enrolment::Binding { instance, pool, region: region() };
-        let token = enrolment::create(&self.plain, binding, self.clock.now()).await.unwrap();
+        let instance = InstanceId::new(BEGIN, u128::from(number));
+        let token = self.join_token(instance).await;
         let write = |name: &str, text: &str| {
             let path = data.join(name);
             std::fs::write(&path, text).unwrap();
@@ -236,9 +254,18 @@ impl World {
             weather: self.weather.clone(),
             places: vec![name.clone()],
         };
-        let host = Host::new(self.stage.clone(), network.clone(), seed.wrapping_mul(31) + nth as u64);
-        let back_at = Some(Instant::now());
-        self.instances.push(Instance { host, name, config, network, running: None, back_at });
+        let host = Host::new(self.stage.clone(), network.clone(), self.seed.wrapping_mul(31) + number);
+        Instance { host, name, config, network, running: None, back_at: Some(Instant::now()) }
+    }
+
+    async fn join_token(&self, instance: InstanceId) -> String {
+        loop {
+            let binding = enrolment::Binding { instance, pool: "default".parse().unwrap(), region: region() };
+            match enrolment::create(&self.plain, binding, self.clock.now()).await {
+                Ok(token) => return token.to_string(),
+                Err(_) => enrolment::withdraw(&self.plain, instance).await.unwrap_or_default(),
+            }
+        }
     }
 
     fn note(&mut self, event: impl std::fmt::Display) {
@@ -258,6 +285,7 @@ impl World {
     pub(super) async fn live(&mut self) -> Result<Tally, Violation> {
         let mut next_job = Instant::now() + Duration::from_secs(2);
         let mut next_fault = Instant::now() + Duration::from_secs(4);
+        let mut next_drain = Instant::now() + Duration::from_secs(6);
         while self.began.elapsed() < ROUGH {
             self.revive().await?;
             let now = Instant::now();
@@ -269,10 +297,15 @@ impl World {
                 next_fault = now + self.millis(100..4_000);
                 self.something_fails().await;
             }
+            if now >= next_drain && self.seed.is_multiple_of(2) {
+                next_drain = now + Duration::from_millis(self.drains.random_range(500..6_000));
+                self.drain_somewhere().await?;
+            }
             self.look().await?;
             tokio::time::sleep(TICK).await;
         }
         self.calm_down();
+        self.lift_all().await;
         self.until(CALM, |world| world.all_over()).await?;
         self.until(TIDY, |world| world.store.hidden().is_empty()).await?;
         self.judge().await

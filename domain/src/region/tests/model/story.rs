@@ -20,6 +20,8 @@ pub(super) enum Step {
     FoundOver { job: u128, epoch: u64 },
     Hello { instance: u128, forget: bool, stranger: Option<u128>, small: bool },
     Change { instance: u128, draining: bool, small: bool, sick: bool },
+    Cordon { instance: u128, number: Option<u64> },
+    Notice { instance: u128, terminate: bool, rebalance: bool },
     Detach(u128),
     Wait,
 }
@@ -45,6 +47,10 @@ pub(super) fn step() -> impl Strategy<Value = (Step, u64)> {
             .prop_map(|(instance, forget, stranger, small)| Step::Hello { instance, forget, stranger, small }),
         2 => (instance(), prop::bool::weighted(0.3), any::<bool>(), prop::bool::weighted(0.2))
             .prop_map(|(instance, draining, small, sick)| Step::Change { instance, draining, small, sick }),
+        2 => (instance(), prop::option::of(1..3u64))
+            .prop_map(|(instance, number)| Step::Cordon { instance, number }),
+        1 => (instance(), prop::bool::weighted(0.3), any::<bool>())
+            .prop_map(|(instance, terminate, rebalance)| Step::Notice { instance, terminate, rebalance }),
         1 => instance().prop_map(Step::Detach),
         3 => Just(Step::Wait),
     ];
@@ -122,6 +128,14 @@ pub(super) fn event(step: &Step, world: &Reference, now: Timestamp) -> RegionEve
                     vec![crate::instance::HealthProblem { gate: "disk".into(), message: "full".into() }];
             }
             Some(RegionEvent::ProfileChanged { profile, draining })
+        }
+        Step::Cordon { instance, number } => {
+            Some(RegionEvent::Cordon { instance: instance_id(instance), cordon: number })
+        }
+        Step::Notice { instance, terminate, rebalance } => {
+            let terminate_at = terminate.then(|| now.after(Duration::from_secs(120)));
+            let notice = Notice { terminate_at, rebalance };
+            Some(RegionEvent::Noticed { instance: instance_id(instance), notice })
         }
         Step::Detach(instance) => Some(RegionEvent::InstanceDetached(instance_id(instance))),
         Step::Wait => None,
