@@ -4,8 +4,13 @@
 //! Descent" (USENIX ATC 2023): a card's free share is stranded for a kind of job if that kind could not use it, be it
 //! that the share is too small, the model is not asked for, or the machine lacks the processor or memory beside it. The
 //! expectation over the known mix of jobs is the machine's stranding, and a job goes where it makes that grow least.
-//! What follows of it: shares are filled up before whole cards are broken, machines with cards keep enough processor to
-//! use them, and rare models are kept for those who must have them.
+//! What follows of it: shares are filled up before whole cards are broken and rare models are kept for those who must
+//! have them.
+//!
+//! That measure looks one job ahead, and sees that a machine runs out of processor beside its cards only when the next
+//! job does not fit any more. So free cards that are **starved** count as much: those for which the machine's processor
+//! or memory does not last if the jobs that come need as much for each card as the mix does on the average. What follows:
+//! jobs that need much processor for little of a card go where there is much processor for each card, from the beginning.
 //!
 //! Integers only: thousandths of a card, times the weight of a kind of job.
 
@@ -135,26 +140,63 @@ impl Mix {
         Self { kinds }
     }
 
-    /// Thousandths of the machine's cards that are stranded, summed over the kinds by weight.
-    pub fn stranded(&self, machine: &Machine) -> u64 {
+    /// Thousandths of the machine's cards that are stranded or starved, summed over the kinds by weight.
+    pub fn wasted(&self, machine: &Machine) -> u64 {
         let free = machine.free();
         if free == 0 {
             return 0;
         }
-        let of_kind = |(need, weight): &(Need, u32)| u64::from(*weight) * stranded_for(need, machine, free);
-        self.kinds.iter().map(of_kind).sum()
+        let (mut stranded, mut weights, mut asked) = (0, 0, Asked::default());
+        for (need, weight) in &self.kinds {
+            stranded += u64::from(*weight) * stranded_for(need, machine, free);
+            weights += u64::from(*weight);
+            if need.models.meets(machine.model) {
+                asked.add(need, *weight);
+            }
+        }
+        stranded + weights * asked.starved(machine, free)
     }
 
     /// The best way to place the job on the machine and what it costs; `None` when it does not fit.
     pub fn best_way(&self, need: &Need, machine: &Machine) -> Option<(Cost, Way)> {
         let ways = machine.ways(need);
-        let before = if ways.is_empty() { 0 } else { signed(self.stranded(machine)) };
+        let before = if ways.is_empty() { 0 } else { signed(self.wasted(machine)) };
         let cost = |way: Way| {
             let mut after = machine.clone();
             after.take(need, way);
-            Cost { gradient: signed(self.stranded(&after)) - before, left: left(need, machine, way) }
+            Cost { gradient: signed(self.wasted(&after)) - before, left: left(need, machine, way) }
         };
         ways.into_iter().map(|way| (cost(way), way)).min_by_key(|&(cost, _)| cost)
+    }
+}
+
+/// What the jobs with cards of a mix ask for together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    cards: u128,
+    cpu_milli: u128,
+    memory_bytes: u128,
+}
+
+impl Asked {
+    fn add(&mut self, need: &Need, weight: u32) {
+        if need.cards > 0 {
+            let weight = u128::from(weight);
+            self.cards += weight * u128::from(need.cards) * u128::from(need.share);
+            self.cpu_milli += weight * u128::from(need.cpu_milli);
+            self.memory_bytes += weight * u128::from(need.memory_bytes);
+        }
+    }
+
+    /// Of the machine's free thousandths, those for which its processor or its memory does not last.
+    fn starved(&self, machine: &Machine, free: u64) -> u64 {
+        let lasts = |there: u64, asked: u128| match (u128::from(there) * self.cards).checked_div(asked) {
+            Some(cards) => u64::try_from(cards).unwrap_or(u64::MAX),
+            None => u64::MAX,
+        };
+        let fed =
+            lasts(machine.cpu_milli, self.cpu_milli).min(lasts(machine.memory_bytes, self.memory_bytes));
+        free.saturating_sub(fed)
     }
 }
 
@@ -162,10 +204,10 @@ fn signed(amount: u64) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
 }
 
-/// What a placement costs: what it strands, then how much it leaves on the cards that it touches or beside them.
+/// What a placement costs: what it strands and starves, then how much it leaves on the cards that it touches or beside them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
-    /// How much more is stranded.
+    /// How much more is stranded or starved.
     pub gradient: i64,
     /// What is left over, in thousandths of cards.
     pub left: u64,
@@ -241,6 +283,18 @@ mod tests {
     }
 
     #[test]
+    fn processor_is_spent_where_there_is_much_of_it_for_each_card() {
+        // Nothing is stranded by either placement: the next whole card fits on both machines.
+        let mix = Mix::new(vec![(need(8, 1, 1000), 1)]);
+        let machines = [machine(32, &[1000; 4]), machine(104, &[1000, 1000])];
+        assert_eq!(best(&mix, &need(16, 0, 0), &machines), Some((1, Way::Without)));
+        assert_eq!(best(&mix, &need(16, 1, 1000), &machines), Some((1, Way::Whole)));
+        assert_eq!(best(&mix, &need(2, 1, 1000), &machines), Some((1, Way::Whole)), "least is left there");
+        assert_eq!(mix.wasted(&machines[0]), 0);
+        assert_eq!(mix.wasted(&machine(12, &[1000; 4])), 2500, "12 cores last for one and a half of four");
+    }
+
+    #[test]
     fn a_rare_model_is_kept_for_those_who_ask_for_it() {
         let rare = Machine { model: Models::one(1), ..machine(64, &[1000]) };
         let asks = Need { models: Models::one(1), ..need(4, 1, 1000) };
@@ -274,12 +328,12 @@ mod tests {
         }
 
         #[test]
-        fn no_more_is_stranded_than_is_free(
+        fn no_more_is_wasted_than_twice_what_is_free(
             cards in prop::collection::vec(0u32..=1000, 0..9), asked in (1u32..9, 1u32..=1000),
         ) {
             let machine = machine(64, &cards);
             let mix = Mix::new(vec![(need(1, asked.0, asked.1), 1)]);
-            prop_assert!(mix.stranded(&machine) <= machine.free());
+            prop_assert!(mix.wasted(&machine) <= 2 * machine.free());
         }
     }
 }

@@ -14,7 +14,12 @@
 //! from when it was first seen here. Invariant: the same events at the same times give the same actions.
 
 mod assign;
+mod attempts;
+mod deadlines;
+mod fits;
 mod fleet;
+mod index;
+mod lane;
 mod lease;
 mod limits;
 mod observe;
@@ -24,6 +29,7 @@ mod refusal;
 mod room;
 mod shape;
 mod share;
+mod slab;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -43,8 +49,8 @@ use crate::resources::Resources;
 use crate::time::Timestamp;
 
 use assign::Reservations;
-use fleet::{Fleet, Holding, Slot};
-use lease::Live;
+use attempts::Attempts;
+use fleet::{Fleet, Slot};
 use limits::Running;
 use queue::Queue;
 use share::{Charge, Usage};
@@ -352,7 +358,7 @@ pub struct Region {
     config: RegionConfig,
     queue: Queue,
     in_flight: BTreeMap<JobId, InFlight>,
-    live: BTreeMap<AttemptId, Live>,
+    live: Attempts,
     fleet: Fleet,
     timers: Timers,
     running: Running,
@@ -366,6 +372,8 @@ pub struct Region {
     turn: u32,
     /// Granted attempts whose worker is silent and for which no instance was there.
     unpublished: BTreeSet<AttemptId>,
+    /// Who was last asked to publish a granted attempt whose worker is silent.
+    publishers: BTreeMap<AttemptId, InstanceId>,
 }
 
 impl Region {
@@ -375,7 +383,7 @@ impl Region {
             config,
             queue: Queue::default(),
             in_flight: BTreeMap::new(),
-            live: BTreeMap::new(),
+            live: Attempts::default(),
             fleet: Fleet::default(),
             timers: Timers::default(),
             running: Running::default(),
@@ -385,6 +393,7 @@ impl Region {
             fleet_version: 0,
             turn: 0,
             unpublished: BTreeSet::new(),
+            publishers: BTreeMap::new(),
         }
     }
 
@@ -425,7 +434,8 @@ impl Region {
 
     /// When [`Self::handle`] has something to do next although nothing happens.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.timers.first().into_iter().chain(self.queue.first_expiry()).min()
+        let times = [self.timers.first(), self.queue.first_expiry(), self.live.first_lease()];
+        times.into_iter().flatten().min()
     }
 
     /// Every known instance, by id.
@@ -444,14 +454,14 @@ impl Region {
         self.fleet.is_idle(id) && self.fleet.slot(id).is_none_or(|slot| slot.unknown.is_empty())
     }
 
-    /// The live attempts, by id.
+    /// The live attempts, in an order that means nothing.
     pub fn attempts(&self) -> impl Iterator<Item = &LiveAttempt> {
-        self.live.values().map(|live| &live.attempt)
+        self.live.iter().map(|live| &live.attempt)
     }
 
     /// One live attempt.
     pub fn attempt(&self, id: AttemptId) -> Option<&LiveAttempt> {
-        self.live.get(&id).map(|live| &live.attempt)
+        self.live.get(id).map(|live| &live.attempt)
     }
 
     /// How full the connected instances are.
@@ -464,7 +474,7 @@ impl Region {
         self.queue.len()
     }
 
-    /// The waiting jobs, by id.
+    /// The waiting jobs, in an order that means nothing.
     pub fn queued(&self) -> impl Iterator<Item = JobId> {
         self.queue.ids()
     }
@@ -497,7 +507,7 @@ impl Region {
     }
 
     fn job_queued(&mut self, job: QueuedJob, now: Timestamp) {
-        if let Some(live) = self.live_attempt_of(job.id) {
+        if let Some(live) = self.live.of(job.id) {
             if live.epoch > job.epoch {
                 return;
             }
@@ -544,9 +554,13 @@ impl Region {
 
     /// Takes out what is due, the earliest first.
     fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
+        if self.next_deadline().is_none_or(|next| next > now) {
+            return Vec::new();
+        }
         let mut due = self.timers.take_due(now);
         let expired = self.queue.take_expired(now);
         due.extend(expired.into_iter().map(|(at, job)| (at, Timer::QueueDeadline(job))));
+        due.extend(self.live.take_ended(now).into_iter().map(|(at, attempt)| (at, Timer::Lease(attempt))));
         due.sort_unstable();
         due.into_iter().map(|(_, timer)| timer).collect()
     }
@@ -554,7 +568,7 @@ impl Region {
     fn assignment_failed(&mut self, job: JobId, instance: InstanceId, requeue: bool, now: Timestamp) {
         let again = if self.in_flight.get(&job).is_some_and(|flight| flight.instance == instance) {
             let flight = self.in_flight.remove(&job).expect("looked up above");
-            self.end(job, flight.instance, &flight.charge, now);
+            self.end(flight.instance, &flight.resources, &flight.charge, now);
             let newer = flight.job.epoch > flight.assigned_from;
             (requeue || newer).then_some(flight.job)
         } else {
@@ -577,11 +591,11 @@ impl Region {
         requeue: bool,
         now: Timestamp,
     ) -> Option<QueuedJob> {
-        let attempt = self.live_attempt_of(job)?;
-        let live = self.live.get(&attempt).filter(|live| live.attempt.instance == instance)?;
-        let queued = live.queued_as.clone();
+        let attempt = self.live.of(job)?;
+        let live = self.live.get(attempt).filter(|live| live.attempt.instance == instance)?;
+        let queued = live.queued_again();
         self.attempt_over(attempt, now);
-        queued.filter(|_| requeue).map(|queued| QueuedJob { epoch: attempt.epoch, ..queued })
+        queued.filter(|_| requeue)
     }
 
     fn fire(&mut self, timer: Timer, now: Timestamp, actions: &mut Vec<Action>) {
@@ -623,15 +637,13 @@ impl Region {
     /// An attempt or assignment begins: notes what it holds and charges its account.
     fn begin(
         &mut self,
-        job: JobId,
         instance: InstanceId,
         (account, factory): (AccountId, Option<FactoryId>),
         resources: &Resources,
         now: Timestamp,
     ) -> Charge {
         let share = resources.dominant_share(&self.fleet.capacity());
-        let until = now.after(self.config.expected_run);
-        self.fleet.allocate(instance, Holding { job, resources: *resources, until });
+        self.fleet.allocate(instance, resources, now.after(self.config.expected_run));
         self.running.begun(account, factory);
         if self.usage.rebase(now, &self.config.fair_share) {
             self.queue.order.restate(|account| self.usage.of(account));
@@ -642,27 +654,36 @@ impl Region {
     }
 
     /// Takes back what an attempt or assignment held, and puts its charge right.
-    fn end(&mut self, job: JobId, instance: InstanceId, charge: &Charge, now: Timestamp) {
-        self.fleet.release(instance, job, now);
+    fn end(&mut self, instance: InstanceId, resources: &Resources, charge: &Charge, now: Timestamp) {
+        let until = charge.amount.since().after(self.config.expected_run);
+        let row = self.fleet.release(instance, resources, until, now);
         self.running.ended(charge.account, charge.factory);
         self.usage.settle(charge, now, &self.config.fair_share);
         self.queue.order.set_used(charge.account, self.usage.of(charge.account));
         self.queue.lift_limits(charge.account, charge.factory);
-        self.better(instance);
-        self.forget_if_lost(instance);
+        if let Some(row) = row {
+            self.better_row(row);
+            if self.fleet.in_row(row).state() == InstanceState::Lost {
+                self.forget_if_lost(instance);
+            }
+        }
     }
 
     /// Something has changed for the better on an instance: it is looked at in the next pass.
     fn better(&mut self, instance: InstanceId) {
-        self.freed.extend(self.fleet.row(instance));
+        if let Some(row) = self.fleet.row(instance) {
+            self.better_row(row);
+        }
+    }
+
+    fn better_row(&mut self, row: u32) {
+        if self.freed.last() != Some(&row) {
+            self.freed.push(row);
+        }
     }
 
     fn knows(&self, job: JobId) -> bool {
-        self.live_attempt_of(job).is_some() || self.in_flight.contains_key(&job) || self.queue.contains(job)
-    }
-
-    fn live_attempt_of(&self, job: JobId) -> Option<AttemptId> {
-        self.live.range(lease::attempts_of(job)).next_back().map(|(id, _)| *id)
+        self.live.of(job).is_some() || self.in_flight.contains_key(&job) || self.queue.contains(job)
     }
 }
 

@@ -14,7 +14,7 @@ use telecine_domain::region::{Action, LiveAttempt, QueuedJob, Region, RegionConf
 use telecine_domain::resources::Resources;
 use telecine_domain::time::Timestamp;
 
-use crate::machine::{cpu_nanos, resident_bytes};
+use crate::machine::{cost_of_asking, cpu_nanos, resident_bytes};
 use crate::random::Random;
 
 const INSTANCES: u128 = 10_000;
@@ -36,7 +36,7 @@ struct World {
     random: Random,
     shapes: Vec<Arc<Request>>,
     mix: Mix,
-    live: Vec<LiveAttempt>,
+    live: Vec<AttemptId>,
     jobs: u128,
     ticks: u64,
 }
@@ -157,7 +157,7 @@ impl World {
             let now = self.now();
             let more = self.region.handle(RegionEvent::AttemptLive(attempt), now);
             assert!(more.is_empty(), "a recorded attempt makes no room");
-            self.live.push(attempt);
+            self.live.push(attempt.id);
             assigned += 1;
         }
         assigned
@@ -166,6 +166,7 @@ impl World {
     /// Ends attempts until so many decisions are taken, and keeps the queue at its length.
     fn turns(&mut self, decisions: usize, queued: usize) -> Figures {
         let (mut decided, mut deciding, mut arrived, mut arriving) = (0, 0, 0, 0);
+        let asking = cost_of_asking();
         while decided < decisions {
             let before = cpu_nanos();
             let mut batch = 0;
@@ -173,11 +174,11 @@ impl World {
                 let ended = index(self.random.below(self.live.len() as u64));
                 let over = self.live.swap_remove(ended);
                 let now = self.now();
-                let actions = self.region.handle(RegionEvent::AttemptOver(over.id), now);
+                let actions = self.region.handle(RegionEvent::AttemptOver(over), now);
                 batch += self.record(&actions);
             }
             let between = cpu_nanos();
-            (decided, deciding) = (decided + batch, deciding + between - before);
+            (decided, deciding) = (decided + batch, deciding + (between - before).saturating_sub(asking));
             let jobs = self.jobs;
             self.fill(queued);
             arrived += usize::try_from(self.jobs - jobs).expect("few jobs arrive in a batch");

@@ -19,7 +19,7 @@ const LISTS: [&str; 5] = ["default", "cpu100", "gpushare60", "gpuspec20", "multi
 /// How a machine is chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Chooser {
-    /// Ours: what strands least.
+    /// Ours: what strands and starves least.
     Stranding,
     /// The least of cards left over.
     BestFit,
@@ -84,22 +84,8 @@ impl Workload {
         let mut counts = BTreeMap::<Need, u32>::new();
         jobs.iter().for_each(|&job| *counts.entry(job).or_insert(0) += 1);
         let kinds = counts.keys().copied().collect();
-        Ok(Self { kinds, mix: Mix::new(known(counts)), jobs, machines })
+        Ok(Self { kinds, mix: Mix::new(counts.into_iter().collect()), jobs, machines })
     }
-}
-
-/// The most frequent kinds that make up 95 % of the jobs, as the paper does.
-fn known(counts: BTreeMap<Need, u32>) -> Vec<(Need, u32)> {
-    let total: u32 = counts.values().sum();
-    let mut kinds: Vec<(Need, u32)> = counts.into_iter().collect();
-    kinds.sort_by_key(|(need, count)| (std::cmp::Reverse(*count), *need));
-    let mut seen = 0;
-    kinds.retain(|(_, count)| {
-        let keep = seen * 100 < u64::from(total) * 95;
-        seen += u64::from(*count);
-        keep
-    });
-    kinds
 }
 
 /// A table of text with a line of names.

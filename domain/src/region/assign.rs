@@ -12,14 +12,16 @@
 //! job. The oldest job of all has a reservation of its own, made when its turn comes and it does not fit. Reservations go
 //! by priority and age alone, so that they do not change hands as use changes, and one holder never keeps out another.
 
-use std::cmp::Reverse;
+use std::cell::RefCell;
+use std::cmp::{Ordering, Reverse};
+use std::iter::Peekable;
 use std::time::Duration;
 
-use super::order::{Head, Rank};
+use super::order::{BundleId, Head};
 use super::queue::LineId;
 use super::room::Place;
 use super::{Action, InFlight, Region};
-use crate::id::{InstanceId, JobId};
+use crate::id::{AccountId, FactoryId, InstanceId, JobId};
 use crate::placement::{Candidate, Preference, Request, could_take, share_sum};
 use crate::time::Timestamp;
 
@@ -75,6 +77,8 @@ pub(super) struct Reservations {
     oldest: Option<Reservation>,
     /// The first heads that do not fit, and since when each is among them.
     contenders: Vec<(JobId, Timestamp)>,
+    /// How often what makes contenders had changed when they were noted.
+    seen: Option<(u64, u64, u64)>,
 }
 
 impl Reservations {
@@ -112,6 +116,14 @@ enum Turn {
     Oldest,
 }
 
+/// Heads that were not placed on the way to one that is.
+#[derive(Debug, Default)]
+struct TurnedDown {
+    lines: Vec<(LineId, Verdict)>,
+    /// Bundles that a limit keeps back, found while their heads were looked for.
+    limited: RefCell<Vec<BundleId>>,
+}
+
 impl Region {
     pub(super) fn assign(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         while let Some((head, turn, instance)) = self.next_placement(now) {
@@ -128,72 +140,85 @@ impl Region {
     /// The next head that can be placed, and where. Lines on the way to it that cannot are closed.
     fn next_placement(&mut self, now: Timestamp) -> Option<(Head, Turn, InstanceId)> {
         self.queue.shapes.look();
-        let mut any = false;
         for &row in &self.freed {
             if let Some(place) = self.fleet.room().place(row) {
-                any |= self.queue.shapes.mark_fitting(&place.free);
+                self.queue.shapes.mark_fitting(&place.free, place.runtimes);
             }
         }
-        if !any && self.queue.opened().is_empty() {
+        if self.queue.shapes.fitting().is_empty() && self.queue.opened().is_empty() {
             return None;
         }
-        let mut turned_down = Vec::new();
-        let found = self.first_placeable(any, now, &mut turned_down);
-        for (line, verdict) in turned_down {
+        let mut turned_down = TurnedDown::default();
+        let found = self.first_placeable(now, &mut turned_down);
+        for (line, verdict) in turned_down.lines {
             match verdict {
                 Verdict::Limited => self.queue.limit(line),
                 Verdict::NoRoom => self.queue.close(line),
             }
         }
+        turned_down.limited.into_inner().into_iter().for_each(|bundle| self.queue.limit_fitting(bundle));
         found
     }
 
     /// Tries the heads that are worth it: those of open lines, and those that fit in what has become free.
     fn first_placeable(
         &self,
-        any: bool,
         now: Timestamp,
-        turned_down: &mut Vec<(LineId, Verdict)>,
+        turned_down: &mut TurnedDown,
     ) -> Option<(Head, Turn, InstanceId)> {
-        let mut placed = |head: &Head, turn: Turn| match self.consider(head) {
-            Ok(instance) => Some((*head, turn, instance)),
+        let TurnedDown { lines, limited } = turned_down;
+        let mut placed = |head: Head, turn: Turn| match self.consider(&head) {
+            Ok(instance) => Some((head, turn, instance)),
             Err(verdict) => {
-                turned_down.push((head.line, verdict));
+                lines.push((head.line, verdict));
                 None
             }
         };
-        let worth = |head: &&Head| self.queue.is_open(head.line) || self.queue.shapes.fits(head.shape);
-        if self.is_turn_of_the_oldest() {
-            let old = |head: &&Head| now.since(head.queued_at) >= self.config.aging.after;
-            let mut oldest = self.queue.order.by_age().take_while(old).filter(worth);
+        let passes = |bundle: BundleId, account: AccountId, factory: Option<FactoryId>| {
+            let passes = self.running.reached(&self.config.limits, account, factory).is_none();
+            if !passes {
+                limited.borrow_mut().push(bundle);
+            }
+            passes
+        };
+        let (order, fitting) = (&self.queue.order, self.queue.shapes.fitting());
+        if let Some(since) = self.old_since(now).filter(|_| self.is_turn_of_the_oldest()) {
+            let open = self.open_heads().filter(|head| head.queued_at <= since);
+            let oldest = order.oldest_fitting(fitting, since, &passes);
+            let mut oldest = Merged::new(sorted(open), oldest, |head| *head);
             if let Some(found) = oldest.find_map(|head| placed(head, Turn::Oldest)) {
                 return Some(found);
             }
         }
-        if any {
-            return self.queue.order.heads().filter(worth).find_map(|head| placed(head, Turn::Ranked));
-        }
-        let mut ranked: Vec<Rank> = self.queue.opened().iter().filter_map(|&line| self.rank(line)).collect();
-        ranked.sort_unstable();
-        ranked.iter().find_map(|(.., head)| placed(head, Turn::Ranked))
+        let open = sorted(self.open_heads().map(|head| self.queue.rank(&head)));
+        let open = open.into_iter().map(|(.., head)| head).collect();
+        let mut ranked = Merged::new(open, order.fitting(fitting, &passes), |head| self.queue.rank(head));
+        ranked.find_map(|head| placed(head, Turn::Ranked))
+    }
+
+    fn open_heads(&self) -> impl Iterator<Item = Head> {
+        self.queue.opened().iter().filter_map(|&line| self.queue.head(line))
     }
 
     fn is_turn_of_the_oldest(&self) -> bool {
         self.turn.saturating_add(1) >= self.config.aging.every
     }
 
-    fn rank(&self, line: LineId) -> Option<Rank> {
-        let head = self.queue.head(line)?;
-        Some(self.queue.order.rank(self.queue.key(line), head))
+    /// What has been queued then or before has waited too long.
+    fn old_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let after = self.config.aging.after;
+        match u64::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX) {
+            0 => Some(Timestamp::from_millis(u64::MAX)),
+            after => now.as_millis().checked_sub(after).map(Timestamp::from_millis),
+        }
     }
 
     /// Counts the assignments that passed over a job that has waited too long.
     fn take_turn(&mut self, head: &Head, now: Timestamp) {
-        let oldest = self.queue.order.by_age().next();
-        let waits = oldest.filter(|oldest| now.since(oldest.queued_at) >= self.config.aging.after);
-        self.turn = match waits {
+        let old = |head: &Head| now.since(head.queued_at) >= self.config.aging.after;
+        self.turn = match self.queue.order.oldest().filter(|oldest| old(oldest)) {
             None => 0,
-            Some(_) if now.since(head.queued_at) >= self.config.aging.after => 0,
+            Some(_) if old(head) => 0,
             Some(_) => self.turn.saturating_add(1).min(self.config.aging.every),
         };
     }
@@ -227,27 +252,34 @@ impl Region {
             here().all(|held| held.job != head.job) && here().any(|held| held.place.is_before(priority, head))
         };
         let need = &request.resources;
+        let takes = |place: &&Place| need.fits_in(&place.free) && place.runtimes.contain(request.runtime);
+        let mut places = places.filter(takes).filter(|place| !kept(place.id));
+        let first = places.next()?;
+        let Some(second) = places.next() else { return Some(first.id) };
         let image = request.image.as_ref().map(|image| self.fleet.image_number(image));
         let has_image = |place: &Place| {
             image.is_none_or(|number| number.is_some_and(|number| place.images.contain(number)))
         };
-        places
-            .filter(|place| need.fits_in(&place.free) && place.runtimes.contain(request.runtime))
-            .filter(|place| !kept(place.id))
-            .min_by_key(|place| {
-                let has = has_image(place);
-                Preference::of(need, &place.free, &place.capacity, has, place.id, &self.config.policy)
-            })
-            .map(|place| place.id)
+        let all = [first, second].into_iter().chain(places);
+        let best = all.min_by_key(|place| {
+            let has = has_image(place);
+            Preference::of(need, &place.free, &place.capacity, has, place.id, &self.config.policy)
+        });
+        best.map(|place| place.id)
     }
 
     fn assign_to(&mut self, head: &Head, instance: InstanceId, now: Timestamp) -> Action {
+        // With a long queue each of these lies far away: they are fetched together, behind other work.
+        self.queue.touch(head);
+        self.live.touch(head.job);
+        let key = self.queue.key(head.line);
+        let (whose, resources) =
+            ((key.account, key.factory), self.queue.shapes.request(head.shape).resources);
+        let charge = self.begin(instance, whose, &resources, now);
         let job = self.dequeue(head.job).expect("a head is queued");
-        let (assigned_from, resources) = (job.epoch, job.request.resources);
-        let id = job.id;
-        let charge = self.begin(id, instance, (job.account, job.factory), &resources, now);
-        self.in_flight.insert(id, InFlight { job, instance, assigned_from, resources, charge });
-        Action::Assign { job: id, instance }
+        let assigned_from = job.epoch;
+        self.in_flight.insert(head.job, InFlight { job, instance, assigned_from, resources, charge });
+        Action::Assign { job: head.job, instance }
     }
 
     /// A job has left its line: what was reserved for it is free for others.
@@ -290,35 +322,46 @@ impl Region {
 
     /// The oldest job that has waited too long, when it is its turn and `head` goes instead.
     fn overtaken_by_age(&self, head: &Head, now: Timestamp) -> Option<Head> {
-        let old = |head: &&Head| now.since(head.queued_at) >= self.config.aging.after;
-        if !self.is_turn_of_the_oldest() {
-            return None;
-        }
-        let oldest = self.queue.order.by_age().take_while(old).find(|head| self.contends(head))?;
-        (oldest.job != head.job).then_some(*oldest)
+        let since = self.old_since(now).filter(|_| self.is_turn_of_the_oldest())?;
+        let oldest = self.queue.order.oldest_of(since, |head| self.contends(head));
+        oldest.filter(|oldest| oldest.job != head.job)
     }
 
     /// The first of those that have stood before `head` for long.
     fn overtaken_in_rank(&self, head: &Head, now: Timestamp) -> Option<Head> {
-        let rank = self.rank(head.line)?;
+        let rank = self.queue.rank(head);
         let contenders = self.reservations.contenders.iter();
         let long = contenders.filter(|(_, since)| now.since(*since) >= self.config.reserve_after);
         let heads = long.filter_map(|&(job, _)| self.queue.head_if_first(job));
-        let before = heads.filter(|head| self.contends(head)).filter_map(|head| self.rank(head.line));
+        let before = heads.filter(|head| self.contends(head)).map(|head| self.queue.rank(&head));
         before.filter(|other| *other < rank).min().map(|(.., head)| head)
     }
 
     /// Remembers who stands among the first after a pass, and since when.
     fn note_contenders(&mut self, now: Timestamp) {
-        if self.reservations.ranked.is_some() {
+        let limits = if self.config.limits.are_none() { 0 } else { self.running.changes() };
+        let seen = (self.queue.order.changes(), self.fleet_version, limits);
+        if self.reservations.ranked.is_some() || self.reservations.seen == Some(seen) {
             return;
         }
+        self.reservations.seen = Some(seen);
+        let first = self.queue.order.heads().filter(|head| self.contends(head)).take(CONTENDERS);
+        let last = first.clone().nth(CONTENDERS - 1).copied();
+        let first = first.map(|head| head.job);
         let known = &self.reservations.contenders;
         let since =
             |job: JobId| known.iter().find(|(known, _)| *known == job).map_or(now, |&(_, since)| since);
-        let first = self.queue.order.heads().filter(|head| self.contends(head)).take(CONTENDERS);
-        let contenders = first.map(|head| (head.job, since(head.job))).collect();
+        let contenders = first.map(|job| (job, since(job))).collect();
         self.reservations.contenders = contenders;
+        self.queue.looked_at(last);
+    }
+
+    /// Who would be noted as a contender if it were worked out anew.
+    #[cfg(test)]
+    pub(super) fn contenders_anew(&self) -> (Vec<JobId>, Vec<JobId>) {
+        let first = self.queue.order.heads().filter(|head| self.contends(head)).take(CONTENDERS);
+        let noted = self.reservations.contenders.iter().map(|&(job, _)| job);
+        (first.map(|head| head.job).collect(), noted.collect())
     }
 
     /// Whether nothing but want of room keeps the head back, and some instance could take it.
@@ -351,4 +394,40 @@ impl Region {
 fn shortage(request: &Request, candidate: &Candidate<'_>) -> (u32, u64) {
     let missing = request.resources.saturating_sub(&candidate.free);
     (missing.dominant_share(&candidate.capacity), share_sum(&missing, &candidate.capacity))
+}
+
+fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut sorted: Vec<T> = items.collect();
+    sorted.sort_unstable();
+    sorted
+}
+
+/// The heads of two sequences in order, in the same order; a head of both comes once.
+struct Merged<I: Iterator<Item = Head>, F> {
+    open: Peekable<std::vec::IntoIter<Head>>,
+    fitting: Peekable<I>,
+    place: F,
+}
+
+impl<K: Ord, I: Iterator<Item = Head>, F: Fn(&Head) -> K> Merged<I, F> {
+    fn new(open: Vec<Head>, fitting: I, place: F) -> Self {
+        Self { open: open.into_iter().peekable(), fitting: fitting.peekable(), place }
+    }
+}
+
+impl<K: Ord, I: Iterator<Item = Head>, F: Fn(&Head) -> K> Iterator for Merged<I, F> {
+    type Item = Head;
+
+    fn next(&mut self) -> Option<Head> {
+        let Some(open) = self.open.peek() else { return self.fitting.next() };
+        let Some(fitting) = self.fitting.peek() else { return self.open.next() };
+        match (self.place)(open).cmp(&(self.place)(fitting)) {
+            Ordering::Less => self.open.next(),
+            Ordering::Greater => self.fitting.next(),
+            Ordering::Equal => {
+                self.open.next();
+                self.fitting.next()
+            }
+        }
+    }
 }

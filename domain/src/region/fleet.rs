@@ -1,13 +1,15 @@
 //! The instances of a region and the ledger of what is allocated on each.
 //!
-//! The ledger knows every holding by its job, also on instances that have not said hello yet; what is allocated is the
-//! sum of the holdings. Every change of an instance is brought into [`Room`], where placement looks.
+//! The ledger counts what is held, also on instances that have not said hello yet: what was allocated is given back as
+//! the same amount. Every change of an instance is brought into [`Room`], where placement looks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::index::Index;
 use super::room::{Images, Place, Room, Runtimes};
+use super::slab::Slab;
 use crate::attempt::AttemptId;
-use crate::id::{InstanceId, JobId};
+use crate::id::InstanceId;
 use crate::instance::{InstanceProfile, InstanceState, Notice};
 use crate::placement::Candidate;
 use crate::resources::Resources;
@@ -34,13 +36,29 @@ impl Signs {
     }
 }
 
-/// What a job holds on an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Holding {
-    pub(super) job: JobId,
-    pub(super) resources: Resources,
-    /// When it is expected to end.
-    pub(super) until: Timestamp,
+/// What jobs hold on an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Held {
+    sum: Sum,
+    /// When each is expected to end, in no order.
+    ends: Vec<Timestamp>,
+}
+
+impl Held {
+    const fn is_nothing(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    fn add(&mut self, resources: &Resources, until: Timestamp) {
+        self.sum.add(resources);
+        self.ends.push(until);
+    }
+
+    fn take_back(&mut self, resources: &Resources, until: Timestamp) {
+        self.sum.take_back(resources);
+        let at = self.ends.iter().position(|&end| end == until).expect("what is taken back was added");
+        self.ends.swap_remove(at);
+    }
 }
 
 /// An instance with its ledger.
@@ -52,7 +70,7 @@ pub(super) struct Slot {
     pub(super) signs: Signs,
     runtimes: Runtimes,
     images: Images,
-    held: Vec<Holding>,
+    held: Held,
     /// Sum of what is held.
     pub(super) allocated: Resources,
     /// Attempts that its hello named and nobody has vouched for; what they use is not known.
@@ -69,12 +87,12 @@ pub(super) struct Slot {
 impl Slot {
     /// What runs there or is about to, known and unknown.
     pub(super) fn leases(&self) -> u32 {
-        u32::try_from(self.held.len() + self.unknown.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.held.ends.len() + self.unknown.len()).unwrap_or(u32::MAX)
     }
 
     /// When the last of what is held is expected to end.
     pub(super) fn expected_end(&self) -> Option<Timestamp> {
-        self.held.iter().map(|holding| holding.until).max()
+        self.held.ends.iter().max().copied()
     }
 
     pub(super) fn state(&self) -> InstanceState {
@@ -119,14 +137,15 @@ impl Slot {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fleet {
     rows: BTreeMap<InstanceId, u32>,
-    slots: Vec<Option<Slot>>,
-    vacant: Vec<u32>,
+    /// The same, for a quick look.
+    numbers: Index,
+    slots: Slab<Slot>,
     /// On which instances each attempt is one that nobody has vouched for.
     unknown: BTreeMap<AttemptId, BTreeSet<InstanceId>>,
     /// Of known instances and of those about to attach; what is not there is nothing.
     signs: BTreeMap<InstanceId, Signs>,
     /// What jobs hold on instances that are not known (yet).
-    elsewhere: BTreeMap<InstanceId, Vec<Holding>>,
+    elsewhere: BTreeMap<InstanceId, Held>,
     room: Room,
     /// Numbers of the images that instances have or had.
     image_numbers: BTreeMap<String, u32>,
@@ -142,11 +161,21 @@ struct Sum {
 }
 
 impl Sum {
-    fn change(&mut self, resources: &Resources, combine: impl Fn(u128, u128) -> u128) {
+    fn of(resources: &Resources) -> Self {
         let Resources { cpu_milli, memory_bytes, scratch_bytes, gpus } = *resources;
-        for (part, amount) in self.parts.iter_mut().zip([cpu_milli, memory_bytes, scratch_bytes, gpus]) {
-            *part = combine(*part, u128::from(amount));
-        }
+        Self { parts: [cpu_milli, memory_bytes, scratch_bytes, gpus].map(u128::from) }
+    }
+
+    fn add(&mut self, resources: &Resources) {
+        self.combine(&Self::of(resources), |sum, part| sum + part);
+    }
+
+    fn take_back(&mut self, resources: &Resources) {
+        self.combine(&Self::of(resources), |sum, part| sum - part);
+    }
+
+    fn combine(&mut self, other: &Self, combine: impl Fn(u128, u128) -> u128) {
+        self.parts.iter_mut().zip(other.parts).for_each(|(part, other)| *part = combine(*part, other));
     }
 
     fn resources(&self) -> Resources {
@@ -162,7 +191,7 @@ impl Fleet {
     }
 
     pub(super) fn slot(&self, id: InstanceId) -> Option<&Slot> {
-        self.rows.get(&id).map(|&row| self.in_row(row))
+        self.row(id).map(|row| self.in_row(row))
     }
 
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> + Clone {
@@ -170,11 +199,11 @@ impl Fleet {
     }
 
     pub(super) fn row(&self, id: InstanceId) -> Option<u32> {
-        self.rows.get(&id).copied()
+        self.numbers.find(id.bits(), |row| self.slots[row].profile.id.bits())
     }
 
     pub(super) fn in_row(&self, row: u32) -> &Slot {
-        self.slots[row as usize].as_ref().expect("rows of known instances are taken")
+        &self.slots[row]
     }
 
     pub(super) fn room(&self) -> &Room {
@@ -193,7 +222,7 @@ impl Fleet {
 
     /// Whether nothing is held on an instance, known or not.
     pub(super) fn is_idle(&self, id: InstanceId) -> bool {
-        self.slot(id).is_none_or(|slot| slot.held.is_empty()) && !self.elsewhere.contains_key(&id)
+        self.slot(id).is_none_or(|slot| slot.held.is_nothing()) && !self.elsewhere.contains_key(&id)
     }
 
     /// An instance has connected.
@@ -201,7 +230,7 @@ impl Fleet {
         let id = profile.id;
         self.forget_unknown(id);
         let held = match self.row(id) {
-            Some(row) => std::mem::take(&mut self.slot_mut(row).held),
+            Some(row) => self.in_row(row).held.clone(),
             None => self.elsewhere.remove(&id).unwrap_or_default(),
         };
         let mut slot = Slot {
@@ -211,7 +240,7 @@ impl Fleet {
             profile,
             connection: Connection::Attached,
             draining: false,
-            allocated: sum(&held),
+            allocated: held.sum.resources(),
             held,
             unknown: BTreeSet::new(),
             withheld: Resources::ZERO,
@@ -226,7 +255,7 @@ impl Fleet {
                     slot.state_since = self.in_row(row).state_since;
                 }
                 slot.idle_since = self.in_row(row).idle_since;
-                *self.slot_mut(row) = slot;
+                self.slots[row] = slot;
                 self.count(row);
             }
             None => self.add(slot),
@@ -235,17 +264,9 @@ impl Fleet {
 
     fn add(&mut self, slot: Slot) {
         let id = slot.profile.id;
-        let row = match self.vacant.pop() {
-            Some(row) => {
-                self.slots[row as usize] = Some(slot);
-                row
-            }
-            None => {
-                self.slots.push(Some(slot));
-                u32::try_from(self.slots.len() - 1).expect("instances are counted in 32 bits")
-            }
-        };
+        let row = self.slots.insert(slot);
         self.rows.insert(id, row);
+        self.numbers.insert(id.bits(), row);
         self.count(row);
     }
 
@@ -279,7 +300,7 @@ impl Fleet {
     pub(super) fn change(&mut self, id: InstanceId, now: Timestamp, change: impl FnOnce(&mut Slot)) -> bool {
         let Some(row) = self.row(id) else { return false };
         self.uncount(row);
-        let slot = self.slot_mut(row);
+        let slot = &mut self.slots[row];
         let before = slot.state();
         change(slot);
         if slot.state() != before {
@@ -312,38 +333,60 @@ impl Fleet {
     pub(super) fn remove(&mut self, id: InstanceId) {
         self.forget_unknown(id);
         self.signs.remove(&id);
-        if let Some(row) = self.rows.remove(&id) {
+        let slots = &self.slots;
+        if let Some(row) = self.numbers.remove(id.bits(), |row| slots[row].profile.id.bits()) {
+            self.rows.remove(&id);
             self.uncount(row);
-            self.slots[row as usize] = None;
+            self.slots.remove(row);
             self.room.set(row, None);
-            self.vacant.push(row);
         }
     }
 
-    pub(super) fn allocate(&mut self, id: InstanceId, holding: Holding) {
+    pub(super) fn allocate(&mut self, id: InstanceId, resources: &Resources, until: Timestamp) {
         match self.row(id) {
-            Some(row) => self.change_held(row, |held| held.push(holding)),
-            None => self.elsewhere.entry(id).or_default().push(holding),
+            Some(row) => {
+                self.slots[row].held.add(resources, until);
+                self.held_changed(row, |allocated| allocated.add(resources));
+            }
+            None => self.elsewhere.entry(id).or_default().add(resources, until),
         }
     }
 
-    /// Takes back what a job held.
-    pub(super) fn release(&mut self, id: InstanceId, job: JobId, now: Timestamp) {
-        if let Some(row) = self.row(id) {
-            self.change_held(row, |held| give_back(held, job));
-            self.slot_mut(row).idle_since = now;
+    /// Has what is needed to release something brought near.
+    pub(super) fn touch(&self, id: InstanceId) {
+        if let Some(row) = self.numbers.guess(id.bits()) {
+            self.slots.touch(row);
+            self.room.touch(row);
+        }
+    }
+
+    /// Takes back what was allocated until then; names the instance's row, if it is known.
+    pub(super) fn release(
+        &mut self,
+        id: InstanceId,
+        resources: &Resources,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Option<u32> {
+        let row = self.row(id);
+        if let Some(row) = row {
+            let slot = &mut self.slots[row];
+            slot.held.take_back(resources, until);
+            slot.idle_since = now;
+            self.held_changed(row, |allocated| allocated.take_back(resources));
         } else if let Some(held) = self.elsewhere.get_mut(&id) {
-            give_back(held, job);
-            if held.is_empty() {
+            held.take_back(resources, until);
+            if held.is_nothing() {
                 self.elsewhere.remove(&id);
             }
         }
+        row
     }
 
     /// A hello named an attempt that nobody has vouched for.
     pub(super) fn add_unknown(&mut self, id: InstanceId, attempt: AttemptId) {
         let Some(row) = self.row(id) else { return };
-        self.slot_mut(row).unknown.insert(attempt);
+        self.slots[row].unknown.insert(attempt);
         self.unknown.entry(attempt).or_default().insert(id);
         self.refresh(row);
     }
@@ -351,7 +394,7 @@ impl Fleet {
     /// What an instance named and nobody vouched for is taken to be over.
     pub(super) fn forget_unknown(&mut self, id: InstanceId) {
         let Some(row) = self.row(id) else { return };
-        for attempt in std::mem::take(&mut self.slot_mut(row).unknown) {
+        for attempt in std::mem::take(&mut self.slots[row].unknown) {
             if let Some(instances) = self.unknown.get_mut(&attempt) {
                 instances.remove(&id);
                 if instances.is_empty() {
@@ -367,7 +410,7 @@ impl Fleet {
         let mut resolved = Vec::new();
         for id in self.unknown.remove(&attempt).into_iter().flatten() {
             let Some(row) = self.row(id) else { continue };
-            let slot = self.slot_mut(row);
+            let slot = &mut self.slots[row];
             slot.unknown.remove(&attempt);
             if slot.unknown.is_empty() {
                 resolved.push(id);
@@ -377,55 +420,42 @@ impl Fleet {
         resolved
     }
 
-    fn slot_mut(&mut self, row: u32) -> &mut Slot {
-        self.slots[row as usize].as_mut().expect("rows of known instances are taken")
-    }
-
-    fn change_held(&mut self, row: u32, change: impl FnOnce(&mut Vec<Holding>)) {
-        self.uncount(row);
-        let slot = self.slot_mut(row);
-        change(&mut slot.held);
-        slot.allocated = sum(&slot.held);
-        self.count(row);
+    fn held_changed(&mut self, row: u32, change: impl FnOnce(&mut Sum)) {
+        let slot = &mut self.slots[row];
+        slot.allocated = slot.held.sum.resources();
+        if slot.is_connected() {
+            change(&mut self.allocated);
+        }
+        self.room.set_free(row, &slot.free(), slot.held.is_nothing());
     }
 
     fn uncount(&mut self, row: u32) {
-        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        let slot = &self.slots[row];
         if slot.is_connected() {
-            self.capacity.change(&slot.profile.capacity, |sum, part| sum - part);
-            self.allocated.change(&slot.allocated, |sum, part| sum - part);
+            self.capacity.take_back(&slot.profile.capacity);
+            self.allocated.combine(&slot.held.sum, |sum, part| sum - part);
         }
     }
 
     fn count(&mut self, row: u32) {
-        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        let slot = &self.slots[row];
         if slot.is_connected() {
-            self.capacity.change(&slot.profile.capacity, |sum, part| sum + part);
-            self.allocated.change(&slot.allocated, |sum, part| sum + part);
+            self.capacity.add(&slot.profile.capacity);
+            self.allocated.combine(&slot.held.sum, |sum, part| sum + part);
         }
         self.refresh(row);
     }
 
     fn refresh(&mut self, row: u32) {
-        let slot = self.slots[row as usize].as_ref().expect("rows of known instances are taken");
+        let slot = &self.slots[row];
         let place = (slot.state() == InstanceState::Ready).then(|| Place {
             id: slot.profile.id,
             free: slot.free(),
             capacity: slot.profile.capacity,
             runtimes: slot.runtimes,
             images: slot.images.clone(),
-            idle: slot.held.is_empty(),
+            idle: slot.held.is_nothing(),
         });
         self.room.set(row, place);
-    }
-}
-
-fn sum(held: &[Holding]) -> Resources {
-    held.iter().fold(Resources::ZERO, |sum, holding| sum.saturating_add(&holding.resources))
-}
-
-fn give_back(held: &mut Vec<Holding>, job: JobId) {
-    if let Some(index) = held.iter().position(|holding| holding.job == job) {
-        held.swap_remove(index);
     }
 }

@@ -1,26 +1,74 @@
 //! Leases and the comings and goings of instances: who runs what, until when, and what is done about silence.
 
-use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use super::fleet::{Connection, Signs};
-use super::share::Charge;
+use super::queue::Maybe;
+use super::share::{Amount, Charge};
 use super::{Action, InFlight, LiveAttempt, QueuedJob, Region, Timer};
 use crate::attempt::AttemptId;
-use crate::id::{AttemptNumber, Epoch, InstanceId, JobId};
+use crate::id::InstanceId;
 use crate::instance::{InstanceProfile, InstanceState};
+use crate::placement::Request;
 use crate::time::Timestamp;
 
 /// A live attempt with what the region remembers of it.
 #[derive(Clone, Debug)]
 pub(super) struct Live {
     pub(super) attempt: LiveAttempt,
-    /// The job as it was queued, if it was assigned here.
-    pub(super) queued_as: Option<QueuedJob>,
-    pub(super) charge: Charge,
+    /// What its job was in the queue, if it was assigned here.
+    stay: Option<Stay>,
+    charged: Amount,
     /// What its instance has made of it.
     pub(super) answer: Answer,
-    /// Who was last asked to publish it.
-    publisher: Option<InstanceId>,
+}
+
+impl Live {
+    fn charge(&self) -> Charge {
+        let LiveAttempt { account, factory, .. } = self.attempt;
+        Charge { account, factory, amount: self.charged }
+    }
+
+    /// The job as it was queued, known to have had this attempt.
+    pub(super) fn queued_again(&self) -> Option<QueuedJob> {
+        let LiveAttempt { id, account, factory, .. } = self.attempt;
+        self.stay.as_ref().map(|stay| QueuedJob {
+            id: id.job,
+            account,
+            factory,
+            request: Arc::clone(&stay.request),
+            priority: stay.priority,
+            queued_at: stay.queued_at,
+            not_before: stay.not_before.time(),
+            queue_deadline: stay.queue_deadline.time(),
+            total_deadline: stay.total_deadline.time(),
+            epoch: id.epoch,
+        })
+    }
+}
+
+/// What a queued job is beside what its attempt says, closely packed.
+#[derive(Clone, Debug)]
+struct Stay {
+    request: Arc<Request>,
+    priority: u16,
+    queued_at: Timestamp,
+    not_before: Maybe,
+    queue_deadline: Maybe,
+    total_deadline: Maybe,
+}
+
+impl From<QueuedJob> for Stay {
+    fn from(job: QueuedJob) -> Self {
+        Self {
+            request: job.request,
+            priority: job.priority,
+            queued_at: job.queued_at,
+            not_before: Maybe::of(job.not_before),
+            queue_deadline: Maybe::of(job.queue_deadline),
+            total_deadline: Maybe::of(job.total_deadline),
+        }
+    }
 }
 
 /// What the instance of an attempt has said of it.
@@ -34,16 +82,10 @@ pub(super) enum Answer {
     Refused,
 }
 
-/// All attempts a job can have.
-pub(super) fn attempts_of(job: JobId) -> RangeInclusive<AttemptId> {
-    let first = AttemptId { job, attempt: AttemptNumber(0), epoch: Epoch(0) };
-    first..=AttemptId { attempt: AttemptNumber(u32::MAX), epoch: Epoch(u64::MAX), ..first }
-}
-
 impl Region {
     pub(super) fn attempt_live(&mut self, attempt: LiveAttempt, now: Timestamp) {
         self.resolve(attempt.id);
-        match self.live_attempt_of(attempt.id.job) {
+        match self.live.of(attempt.id.job) {
             Some(known) if known == attempt.id => return self.update_live(attempt),
             Some(known) if known.epoch > attempt.id.epoch => return,
             Some(known) => self.attempt_over(known, now),
@@ -55,13 +97,13 @@ impl Region {
         };
         let charge = charge.unwrap_or_else(|| {
             let whose = (attempt.account, attempt.factory);
-            self.begin(attempt.id.job, attempt.instance, whose, &attempt.resources, now)
+            self.begin(attempt.instance, whose, &attempt.resources, now)
         });
-        self.timers.set(Timer::Lease(attempt.id), now.after(self.config.lease));
         let total_deadline = attempt.total_deadline.filter(|_| !attempt.granted);
         self.timers.set_or_cancel(Timer::TotalDeadline(attempt.id.job), total_deadline);
-        let live = Live { attempt, queued_as, charge, answer: Answer::None, publisher: None };
-        self.live.insert(attempt.id, live);
+        let stay = queued_as.map(Stay::from);
+        let live = Live { attempt, stay, charged: charge.amount, answer: Answer::None };
+        self.live.insert(live, now.after(self.config.lease));
     }
 
     /// Takes the job of a new attempt out of the queue or out of flight, unless newer news says it is queued again. What
@@ -72,10 +114,12 @@ impl Region {
         now: Timestamp,
     ) -> Result<(Option<QueuedJob>, Option<Charge>), Stale> {
         let job = attempt.id.job;
-        if self.queue.epoch(job).is_some_and(|queued| queued >= attempt.id.epoch) {
-            return Err(Stale);
-        }
-        let Some(flight) = self.in_flight.get(&job) else { return Ok((self.dequeue(job), None)) };
+        let Some(flight) = self.in_flight.get(&job) else {
+            if self.queue.epoch(job).is_some_and(|queued| queued >= attempt.id.epoch) {
+                return Err(Stale);
+            }
+            return Ok((self.dequeue(job), None));
+        };
         if flight.assigned_from >= attempt.id.epoch {
             return Err(Stale);
         }
@@ -85,7 +129,7 @@ impl Region {
         if as_planned && queued.epoch < attempt.id.epoch {
             return Ok((Some(queued), Some(charge)));
         }
-        self.end(job, instance, &charge, now);
+        self.end(instance, &resources, &charge, now);
         if queued.epoch >= attempt.id.epoch {
             self.enqueue(&queued, None, now);
             return Err(Stale);
@@ -101,7 +145,7 @@ impl Region {
     }
 
     fn update_live(&mut self, attempt: LiveAttempt) {
-        let live = self.live.get_mut(&attempt.id).expect("the caller found it");
+        let live = self.live.get_mut(attempt.id).expect("the caller found it");
         live.attempt.granted |= attempt.granted;
         live.attempt.total_deadline = attempt.total_deadline;
         if live.attempt.granted {
@@ -111,16 +155,18 @@ impl Region {
 
     pub(super) fn attempt_over(&mut self, id: AttemptId, now: Timestamp) {
         self.resolve(id);
-        let Some(live) = self.live.remove(&id) else { return };
-        self.timers.cancel(Timer::Lease(id));
+        let Some(instance) = self.live.get(id).map(|live| live.attempt.instance) else { return };
+        self.fleet.touch(instance);
+        let live = self.live.remove(id).expect("found above");
         self.timers.cancel(Timer::TotalDeadline(id.job));
         self.unpublished.remove(&id);
-        self.end(id.job, live.attempt.instance, &live.charge, now);
+        self.publishers.remove(&id);
+        self.end(live.attempt.instance, &live.attempt.resources, &live.charge(), now);
     }
 
     pub(super) fn renewed(&mut self, id: AttemptId, now: Timestamp) {
-        let Some(live) = self.live.get_mut(&id) else { return };
-        self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+        self.live.renew(id, now.after(self.config.lease));
+        let Some(live) = self.live.get_mut(id) else { return };
         self.unpublished.remove(&id);
         if live.answer != Answer::Begun {
             live.answer = Answer::Begun;
@@ -130,38 +176,36 @@ impl Region {
     }
 
     pub(super) fn lease_over(&mut self, id: AttemptId, now: Timestamp, actions: &mut Vec<Action>) {
-        let Some(live) = self.live.get(&id) else { return };
+        let Some(live) = self.live.get(id) else { return };
         if live.attempt.granted {
             self.publish_elsewhere(id, now, actions);
         } else {
-            self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+            self.live.renew(id, now.after(self.config.lease));
             actions.push(Action::DeclareLost(id));
         }
     }
 
     fn publish_elsewhere(&mut self, id: AttemptId, now: Timestamp, actions: &mut Vec<Action>) {
-        self.timers.set(Timer::Lease(id), now.after(self.config.lease));
+        self.live.renew(id, now.after(self.config.lease));
         let publisher = self.choose_publisher(id);
         match publisher {
             Some(instance) => {
                 self.unpublished.remove(&id);
+                self.publishers.insert(id, instance);
                 actions.push(Action::PublishElsewhere { attempt: id, instance });
             }
             None => {
                 self.unpublished.insert(id);
             }
         }
-        if let Some(live) = self.live.get_mut(&id) {
-            live.publisher = publisher.or(live.publisher);
-        }
     }
 
     /// First the attempt's own instance, whose folders may be its alone; then each other in turn.
     fn choose_publisher(&self, id: AttemptId) -> Option<InstanceId> {
-        let live = self.live.get(&id)?;
+        let live = self.live.get(id)?;
         let own = live.attempt.instance;
         let reachable = |instance: &InstanceId| self.fleet.slot(*instance).is_some_and(is_attached);
-        let Some(last) = live.publisher else {
+        let Some(&last) = self.publishers.get(&id) else {
             return Some(own).filter(reachable).or_else(|| self.attached_instances().next());
         };
         let mut others = self.attached_instances();
@@ -186,7 +230,7 @@ impl Region {
         self.timers.cancel(Timer::Refusal(instance));
         self.profile_is_new(instance);
         for &attempt in running {
-            if self.live.get(&attempt).is_some_and(|live| live.attempt.instance == instance) {
+            if self.live.get(attempt).is_some_and(|live| live.attempt.instance == instance) {
                 self.renewed(attempt, now);
             } else {
                 self.fleet.add_unknown(instance, attempt);
@@ -254,4 +298,14 @@ struct Stale;
 
 pub(super) fn is_attached(slot: &super::Slot) -> bool {
     slot.connection == Connection::Attached
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_live_attempt_stays_small() {
+        assert!(size_of::<Option<Live>>() <= 256, "{}", size_of::<Option<Live>>());
+    }
 }

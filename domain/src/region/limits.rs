@@ -18,6 +18,12 @@ pub struct Limits {
     pub factories: BTreeMap<FactoryId, u32>,
 }
 
+impl Limits {
+    pub(super) fn are_none(&self) -> bool {
+        self.every_account.is_none() && self.accounts.is_empty() && self.factories.is_empty()
+    }
+}
+
 /// What a limit is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,10 +59,18 @@ impl Limits {
 pub(super) struct Running {
     accounts: BTreeMap<AccountId, u32>,
     factories: BTreeMap<FactoryId, u32>,
+    /// How often this has changed.
+    changes: u64,
 }
 
 impl Running {
+    /// How often this has changed.
+    pub(super) const fn changes(&self) -> u64 {
+        self.changes
+    }
+
     pub(super) fn begun(&mut self, account: AccountId, factory: Option<FactoryId>) {
+        self.changes += 1;
         *self.accounts.entry(account).or_insert(0) += 1;
         if let Some(factory) = factory {
             *self.factories.entry(factory).or_insert(0) += 1;
@@ -64,6 +78,7 @@ impl Running {
     }
 
     pub(super) fn ended(&mut self, account: AccountId, factory: Option<FactoryId>) {
+        self.changes += 1;
         less(&mut self.accounts, &account);
         if let Some(factory) = factory {
             less(&mut self.factories, &factory);
@@ -77,6 +92,9 @@ impl Running {
         account: AccountId,
         factory: Option<FactoryId>,
     ) -> Option<LimitReached> {
+        if limits.are_none() {
+            return None;
+        }
         let by_account = limits.of_account(account).filter(|&limit| self.of_account(account) >= limit);
         let factory = limits.of_factory(factory).filter(|&limit| self.of_factory(factory) >= limit);
         let by_factory = factory.map(|limit| LimitReached { by: LimitedBy::Factory, limit });

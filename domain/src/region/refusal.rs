@@ -25,7 +25,7 @@ impl Region {
         free: &Resources,
         now: Timestamp,
     ) {
-        let refused = self.live.get_mut(&attempt).filter(|live| {
+        let refused = self.live.get_mut(attempt).filter(|live| {
             live.attempt.instance == instance && live.answer == Answer::None && !live.attempt.granted
         });
         let Some(live) = refused else { return };

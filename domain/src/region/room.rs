@@ -4,10 +4,11 @@
 //! request is passed over at once. Idle instances that are alike are looked at as one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hint::black_box;
 
 use crate::id::InstanceId;
 use crate::instance::RuntimeKind;
-use crate::resources::Resources;
+use crate::resources::{ResourceKind, Resources};
 
 const BLOCK: usize = 16;
 /// How many of a group of idle instances are looked at: two may be reserved.
@@ -79,8 +80,10 @@ type Kind = (Resources, Resources, Runtimes, Images);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Room {
     rows: Vec<Option<Place>>,
-    /// In each resource the most that is free on a busy instance of the block; `None` without one.
-    most: Vec<Option<Resources>>,
+    /// What is free on busy instances, side by side; nothing for the others.
+    busy: Vec<Resources>,
+    /// In each resource the most that is free on a busy instance of the block.
+    most: Vec<Resources>,
     idle: BTreeMap<Kind, BTreeSet<(InstanceId, u32)>>,
 }
 
@@ -90,25 +93,65 @@ impl Room {
         let index = row as usize;
         if index >= self.rows.len() {
             self.rows.resize(index + 1, None);
-            self.most.resize(self.rows.len().div_ceil(BLOCK), None);
+            self.busy.resize(index + 1, Resources::ZERO);
+            self.most.resize(self.rows.len().div_ceil(BLOCK), Resources::ZERO);
         }
         if let Some(idle) = self.rows[index].take().filter(|before| before.idle) {
-            let (kind, id) = (kind(&idle), idle.id);
-            if let Some(group) = self.idle.get_mut(&kind) {
-                group.remove(&(id, row));
-                if group.is_empty() {
-                    self.idle.remove(&kind);
-                }
-            }
+            self.leave_group(&idle, row);
         }
-        if let Some(idle) = place.as_ref().filter(|place| place.idle) {
-            self.idle.entry(kind(idle)).or_default().insert((idle.id, row));
+        let mut busy = Resources::ZERO;
+        match &place {
+            Some(idle) if idle.idle => drop(self.idle.entry(kind(idle)).or_default().insert((idle.id, row))),
+            Some(place) => busy = place.free,
+            None => {}
         }
         self.rows[index] = place;
+        self.set_busy(index, &busy);
+    }
+
+    /// What is free in `row` has changed, and nothing else.
+    pub(super) fn set_free(&mut self, row: u32, free: &Resources, idle: bool) {
+        let Some(place) = self.rows.get_mut(row as usize).and_then(Option::as_mut) else { return };
+        if place.idle || idle {
+            let place = Place { free: *free, idle, ..place.clone() };
+            return self.set(row, Some(place));
+        }
+        place.free = *free;
+        self.set_busy(row as usize, free);
+    }
+
+    fn set_busy(&mut self, index: usize, free: &Resources) {
+        let before = std::mem::replace(&mut self.busy[index], *free);
         let block = index / BLOCK;
-        let rows = &self.rows[block * BLOCK..self.rows.len().min((block + 1) * BLOCK)];
-        let busy = rows.iter().flatten().filter(|place| !place.idle);
-        self.most[block] = busy.map(|place| place.free).reduce(|most, free| most.max_each(&free));
+        let most = &mut self.most[block];
+        let had_the_most = ResourceKind::ALL
+            .into_iter()
+            .any(|kind| free.amount(kind) < before.amount(kind) && before.amount(kind) == most.amount(kind));
+        *most = if had_the_most {
+            let rows = &self.busy[block * BLOCK..self.busy.len().min((block + 1) * BLOCK)];
+            rows.iter().fold(Resources::ZERO, |most, free| most.max_each(free))
+        } else {
+            most.max_each(free)
+        };
+    }
+
+    fn leave_group(&mut self, idle: &Place, row: u32) {
+        let kind = kind(idle);
+        if let Some(group) = self.idle.get_mut(&kind) {
+            group.remove(&(idle.id, row));
+            if group.is_empty() {
+                self.idle.remove(&kind);
+            }
+        }
+    }
+
+    /// Has what there is in `row` brought near, so that it is there when it is used a little later.
+    pub(super) fn touch(&self, row: u32) {
+        let row = row as usize;
+        black_box((
+            self.rows.get(row).is_some_and(Option::is_some),
+            self.busy.get(row).map(|busy| busy.cpu_milli),
+        ));
     }
 
     /// What there is in `row`, if it takes work.
@@ -118,11 +161,13 @@ impl Room {
 
     /// The places in which `need` is free; of idle instances that are alike, the first few.
     pub(super) fn fitting<'a>(&'a self, need: &'a Resources) -> impl Iterator<Item = &'a Place> + 'a {
-        let fits = |most: &Option<Resources>| most.is_some_and(|most| need.fits_in(&most));
-        let blocks = self.most.iter().enumerate().filter(move |(_, most)| fits(most)).map(|(block, _)| block);
-        let busy = blocks.flat_map(move |block| {
-            let rows = &self.rows[block * BLOCK..self.rows.len().min((block + 1) * BLOCK)];
-            rows.iter().flatten().filter(move |place| !place.idle && need.fits_in(&place.free))
+        let blocks = self.most.iter().enumerate().filter(|(_, most)| need.fits_in(most));
+        let busy = blocks.flat_map(move |(block, _)| {
+            let first = block * BLOCK;
+            let free = self.busy[first..self.busy.len().min(first + BLOCK)].iter().enumerate();
+            let fitting = free.filter(|(_, free)| need.fits_in(free));
+            // What needs nothing fits in the nothing of those that are not busy, too.
+            fitting.filter_map(move |(at, _)| self.rows[first + at].as_ref().filter(|place| !place.idle))
         });
         let groups = self.idle.iter().filter(move |((free, ..), _)| need.fits_in(free));
         let idle = groups.flat_map(|(_, group)| group.iter().take(OF_A_GROUP));

@@ -60,10 +60,23 @@ pub(super) struct Usage {
 pub(super) struct Charge {
     pub(super) account: AccountId,
     pub(super) factory: Option<FactoryId>,
+    pub(super) amount: Amount,
+}
+
+/// How much was charged, to whomever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Amount {
     /// Dominant share of the region's capacity, in thousandths, at least 1.
     share: u32,
     at: Timestamp,
     time: Duration,
+}
+
+impl Amount {
+    /// When it was charged.
+    pub(super) const fn since(&self) -> Timestamp {
+        self.at
+    }
 }
 
 impl Usage {
@@ -80,9 +93,9 @@ impl Usage {
         now: Timestamp,
         policy: &FairShare,
     ) -> Charge {
-        let charge =
-            Charge { account, factory, share: share.clamp(1, 1000), at: now, time: policy.assumed_run };
-        let amount = self.amount(&charge, charge.time, now, policy);
+        let amount = Amount { share: share.clamp(1, 1000), at: now, time: policy.assumed_run };
+        let charge = Charge { account, factory, amount };
+        let amount = self.weighed(&charge, amount.time, now, policy);
         let used = self.used.entry(account).or_insert(0);
         *used = used.saturating_add(amount);
         charge
@@ -90,11 +103,12 @@ impl Usage {
 
     /// Puts a charge right when the attempt has ended.
     pub(super) fn settle(&mut self, charge: &Charge, now: Timestamp, policy: &FairShare) {
-        let took = now.since(charge.at);
+        let Amount { at, time, .. } = charge.amount;
+        let took = now.since(at);
         let used = self.of(charge.account);
-        let right = match took.checked_sub(charge.time) {
-            Some(more) => used.saturating_add(self.amount(charge, more, now, policy)),
-            None => used.saturating_sub(self.amount(charge, charge.time - took, charge.at, policy)),
+        let right = match took.checked_sub(time) {
+            Some(more) => used.saturating_add(self.weighed(charge, more, now, policy)),
+            None => used.saturating_sub(self.weighed(charge, time - took, at, policy)),
         };
         self.used.insert(charge.account, right);
     }
@@ -115,10 +129,10 @@ impl Usage {
         true
     }
 
-    fn amount(&self, charge: &Charge, time: Duration, at: Timestamp, policy: &FairShare) -> u128 {
+    fn weighed(&self, charge: &Charge, time: Duration, at: Timestamp, policy: &FairShare) -> u128 {
         let half_life = millis(policy.half_life).max(16);
         let sixteenth = half_life / 16;
-        let used = u128::from(charge.share) * time.as_millis() * 100;
+        let used = u128::from(charge.amount.share) * time.as_millis() * 100;
         let weighed = used / u128::from(policy.weight(charge.account));
         if at >= self.origin {
             let steps = millis(at.since(self.origin)) / sixteenth;

@@ -1,5 +1,7 @@
 //! Who goes first: priority, fair share, age; and what keeps a job back although there is room.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn account(number: u128) -> AccountId {
@@ -167,4 +169,63 @@ fn limits_keep_jobs_back_and_let_others_pass() {
         |job, requeue| RegionEvent::AssignmentFailed { job: job_id(job), instance: instance_id(1), requeue };
     assert_eq!(region.handle(failed(1, false), at(1)), [assign(3, 1)]);
     assert_eq!(region.handle(failed(11, false), at(1)), [assign(12, 1)]);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Queue { number: u128, owner: u128, cores: u64, priority: u16 },
+    Leave(u128),
+    End,
+    Attach(u128),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let priority = prop::sample::select(vec![500, 500, 500, 900]);
+    prop_oneof![
+        12 => (1..60u128, 1..3u128, 1..14u64, priority)
+            .prop_map(|(number, owner, cores, priority)| Step::Queue { number, owner, cores, priority }),
+        3 => (1..60u128).prop_map(Step::Leave),
+        4 => Just(Step::End),
+        1 => (1..4u128).prop_map(Step::Attach),
+    ]
+}
+
+proptest! {
+    /// Who stands among the first is worked out again only when it may have changed.
+    #[test]
+    fn the_contenders_are_the_first_that_wait_for_room(
+        lone in any::<bool>(), limited in any::<bool>(), steps in prop::collection::vec(step(), 1..120),
+    ) {
+        let limits = Limits { every_account: limited.then_some(2), ..Limits::default() };
+        let reserve_after = Duration::from_secs(100_000);
+        let mut region = Region::new(RegionConfig { limits, reserve_after, ..RegionConfig::default() });
+        let mut running = Vec::new();
+        for (second, step) in steps.into_iter().enumerate() {
+            let event = match step {
+                Step::Queue { number, owner, cores: count, priority } => {
+                    let owner = account(if lone { 1 } else { owner });
+                    let queued_at = at(u64::try_from(number).unwrap() % 7);
+                    let mut job = QueuedJob { account: owner, priority, queued_at, ..queued(number) };
+                    Arc::make_mut(&mut job.request).resources = cores(count, 1);
+                    RegionEvent::JobQueued(job)
+                }
+                Step::Leave(number) => RegionEvent::JobLeft(job_id(number)),
+                Step::End => match running.pop() {
+                    Some((job, instance)) => RegionEvent::AssignmentFailed { job, instance, requeue: false },
+                    None => RegionEvent::Tick,
+                },
+                Step::Attach(number) => {
+                    let profile = profile(number, cores(4 * u64::try_from(number).unwrap(), 64));
+                    RegionEvent::InstanceAttached { profile, running: vec![] }
+                }
+            };
+            for action in region.handle(event, at(u64::try_from(second).unwrap())) {
+                if let Action::Assign { job, instance } = action {
+                    running.push((job, instance));
+                }
+            }
+            let (anew, noted) = region.contenders_anew();
+            prop_assert_eq!(anew, noted);
+        }
+    }
 }
