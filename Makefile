@@ -20,7 +20,7 @@ up: setup
 	scripts/registry-up
 
 demo: up ## start everything and transcode a clip
-	cargo build --profile demo --workspace
+	cargo build --profile demo -p telecine -p telecine-transform
 	scripts/build-transform-image --profile demo --no-build
 	scripts/demo
 
