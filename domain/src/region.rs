@@ -440,12 +440,12 @@ impl Region {
 
     /// Every known instance, by id.
     pub fn instances(&self) -> impl Iterator<Item = InstanceView<'_>> {
-        self.fleet.slots().map(view)
+        self.fleet.slots().map(Slot::view)
     }
 
     /// One instance.
     pub fn instance(&self, id: InstanceId) -> Option<InstanceView<'_>> {
-        self.fleet.slot(id).map(view)
+        self.fleet.slot(id).map(Slot::view)
     }
 
     /// Whether nothing runs or is about to run on an instance, as far as is known here: no live attempt, no assignment
@@ -684,21 +684,5 @@ impl Region {
 
     fn knows(&self, job: JobId) -> bool {
         self.live.of(job).is_some() || self.in_flight.contains_key(&job) || self.queue.contains(job)
-    }
-}
-
-fn view(slot: &Slot) -> InstanceView<'_> {
-    InstanceView {
-        profile: &slot.profile,
-        state: slot.state(),
-        state_since: slot.state_since,
-        allocated: slot.allocated,
-        free: slot.free(),
-        unknown_attempts: slot.unknown.len(),
-        leases: slot.leases(),
-        idle_since: slot.idle_since,
-        expected_end: slot.expected_end(),
-        cordon: slot.signs.cordon,
-        notice: slot.signs.notice,
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::InstanceView;
 use super::index::Index;
 use super::room::{Images, Place, Room, Runtimes};
 use super::slab::Slab;
@@ -112,6 +113,22 @@ impl Slot {
             self.profile.capacity.saturating_sub(&self.allocated).saturating_sub(&self.withheld)
         } else {
             Resources::ZERO
+        }
+    }
+
+    pub(super) fn view(&self) -> InstanceView<'_> {
+        InstanceView {
+            profile: &self.profile,
+            state: self.state(),
+            state_since: self.state_since,
+            allocated: self.allocated,
+            free: self.free(),
+            unknown_attempts: self.unknown.len(),
+            leases: self.leases(),
+            idle_since: self.idle_since,
+            expected_end: self.expected_end(),
+            cordon: self.signs.cordon,
+            notice: self.signs.notice,
         }
     }
 

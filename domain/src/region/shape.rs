@@ -1,7 +1,7 @@
 //! The shapes of the queued jobs: equal requests are kept once and known by a number.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::fits::{Fits, ShapeSet};
@@ -9,6 +9,9 @@ use super::room::Runtimes;
 use super::slab::Slab;
 use crate::placement::Request;
 use crate::resources::Resources;
+
+/// So many shapes that no job has are remembered: with a short queue the same ones come and go all the time.
+const UNUSED: usize = 512;
 
 /// Number of a shape; given out again when no job has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +39,8 @@ struct Shape {
 pub(super) struct Shapes {
     shapes: Slab<Shape>,
     numbers: BTreeMap<Arc<Request>, ShapeId>,
+    /// Shapes whose last line has gone, the oldest first; some have lines again.
+    unused: VecDeque<ShapeId>,
     fits: Fits,
     /// Those that have a head.
     waiting: ShapeSet,
@@ -72,6 +77,18 @@ impl Shapes {
         let shape = &mut self.shapes[id.0];
         shape.lines -= 1;
         if shape.lines == 0 {
+            self.unused.push_back(id);
+        }
+        if self.unused.len() > UNUSED
+            && let Some(oldest) = self.unused.pop_front()
+        {
+            self.forget(oldest);
+        }
+    }
+
+    /// Forgets a shape, unless it has been used again or is forgotten already.
+    fn forget(&mut self, id: ShapeId) {
+        if self.shapes.get(id.0).is_some_and(|shape| shape.lines == 0) {
             let shape = self.shapes.remove(id.0);
             self.numbers.remove(&shape.request);
             self.fits.remove(id.0, &shape.request);
@@ -119,5 +136,44 @@ impl Shapes {
         let found = could();
         hope.set((fleet, found));
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::spec;
+
+    #[test]
+    fn unused_shapes_are_remembered_for_a_while_only() {
+        let mut shapes = Shapes::default();
+        let shape = |cpu_milli| {
+            let resources = Resources { cpu_milli, ..Resources::ZERO };
+            Arc::new(Request { resources, ..Request::of(&spec()) })
+        };
+        let kept = shapes.number(&shape(0));
+        shapes.used(kept);
+        for round in 0..3 {
+            for cpu_milli in 1..2_000 {
+                let id = shapes.number(&shape(cpu_milli + round));
+                shapes.used(id);
+                shapes.waits(id);
+                shapes.look();
+                shapes.mark_fitting(
+                    &Resources { cpu_milli: u64::MAX, ..Resources::ZERO },
+                    Runtimes::of(&all()),
+                );
+                assert!(shapes.fitting().word(id.number() / 64) & 1 << (id.number() % 64) != 0);
+                shapes.rests(id);
+                shapes.released(id);
+            }
+        }
+        assert!(shapes.numbers.len() <= UNUSED + 1, "{}", shapes.numbers.len());
+        assert_eq!(shapes.number(&shape(0)), kept);
+        assert_eq!(shapes.shapes.iter().count(), shapes.numbers.len());
+    }
+
+    fn all() -> std::collections::BTreeSet<crate::instance::RuntimeKind> {
+        [crate::instance::RuntimeKind::Docker, crate::instance::RuntimeKind::Process].into()
     }
 }

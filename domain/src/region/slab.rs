@@ -34,6 +34,11 @@ impl<T> Slab<T> {
         item
     }
 
+    /// The value with this number, if there is one.
+    pub(super) fn get(&self, number: u32) -> Option<&T> {
+        self.items.get(number as usize)?.as_ref()
+    }
+
     /// Has the value brought near, so that it is there when it is used a little later; several at a time arrive together.
     pub(super) fn touch(&self, number: u32) {
         black_box(self.items.get(number as usize).is_some_and(Option::is_some));
