@@ -25,7 +25,7 @@ pub(super) fn explain(
     explanation.nearest = nearest(&unplaceable, facts.instances);
     let pool = explanation.pools.first().filter(|pool| pool.fits());
     let waits_for_pool =
-        pool.filter(|_| explanation.nearest.as_ref().is_none_or(|nearest| !outweighs_pools(nearest)));
+        pool.filter(|pool| explanation.nearest.as_ref().is_none_or(|nearest| !outweighs(nearest, pool)));
     let said = match (&explanation.nearest, waits_for_pool) {
         (_, Some(pool)) => for_pool(pool, &explanation.pools),
         (Some(nearest), None) => refused(request, nearest, explanation, facts.instances.len()),
@@ -53,15 +53,15 @@ fn nearest(unplaceable: &Unplaceable, instances: &[Instance]) -> Option<Nearest>
 }
 
 /// Whether the instance is nearer to taking the job than a pool that would take it: it only has to end other work or to
-/// be mended. One that goes away or never fits is not.
-fn outweighs_pools(nearest: &Nearest) -> bool {
+/// be mended; or its cordon to be taken back, where the pool gives nothing. One that goes away or never fits is not.
+fn outweighs(nearest: &Nearest, pool: &AskedPool) -> bool {
     match &nearest.refusal.reason {
         RefusalReason::Busy { .. } | RefusalReason::Unhealthy { .. } => true,
         RefusalReason::NotReady { state } => *state != InstanceState::Lost,
-        RefusalReason::Draining
-        | RefusalReason::Cordoned
-        | RefusalReason::TooSmall { .. }
-        | RefusalReason::RuntimeMissing { .. } => false,
+        RefusalReason::Cordoned => !pool.is_open(),
+        RefusalReason::Draining | RefusalReason::TooSmall { .. } | RefusalReason::RuntimeMissing { .. } => {
+            false
+        }
     }
 }
 

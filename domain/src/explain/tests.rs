@@ -172,6 +172,19 @@ JOB is queued: no instance that is large enough takes work now: of host-2, it is
     let explanation = explain(&job(1), &Facts { pools: &pools, ..facts }, at(1));
     assert_eq!(explanation.code, ReasonCode::NoneReady, "what is ill is named, whatever else helps");
     assert!(explanation.next_step.ends_with("or wait for pool large, which gives another instance"));
+    away[0].state = InstanceState::Cordoned;
+    let cordoned = |pools| explain(&job(1), &Facts { instances: &away[..1], pools, ..NOTHING }, at(1));
+    assert_eq!(cordoned(&pools).code, ReasonCode::InstanceWanted, "another one comes");
+    let full = [PoolNow { running: pools[0].pool.max, ..pools[0].clone() }];
+    let explanation = cordoned(&full);
+    assert!(
+        explanation.summary.ends_with("of host-1, it is cordoned and takes no new work"),
+        "{}",
+        explanation.summary
+    );
+    assert!(
+        explanation.next_step.starts_with("take the cordon of host-1 back with `telecine instances undrain`")
+    );
     away[0].state = InstanceState::Lost;
     let gone = Facts { instances: &away[..1], pools: &pools, ..NOTHING };
     assert_eq!(explain(&job(1), &gone, at(1)).code, ReasonCode::InstanceWanted, "what is gone is no way");
