@@ -29,6 +29,7 @@ use std::time::Duration;
 use telecine_domain::autoscale::{Policy, ScaleDecision, decide};
 use telecine_domain::id::RegionName;
 use telecine_domain::time::Timestamp;
+use tokio::time::Instant;
 
 use crate::backend::Backend;
 use crate::ports::instances::InstancesError;
@@ -92,6 +93,7 @@ pub async fn tick(
     settings: &Settings,
     now: Timestamp,
 ) -> Result<Ticked, TickError> {
+    let began = Instant::now();
     for tried in 0..record::TRIES {
         let mut world = World::read(backend, region, now).await?;
         if !reconcile::bring_up(backend, &mut world, settings.boot_limit, now).await? {
@@ -101,7 +103,9 @@ pub async fn tick(
         let snapshot = facts::snapshot(&world, now);
         let decision = decide(&snapshot, &settings.policy, now);
         match commit::commit(backend, &mut world, &snapshot, &settings.policy, &decision).await? {
-            Some(committed) => return Ok(act::carry_out(backend, world, decision, committed, now).await),
+            Some(committed) => {
+                return Ok(act::carry_out(backend, world, decision, committed, (now, began)).await);
+            }
             None => record::pause(tried).await,
         }
     }

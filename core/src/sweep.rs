@@ -7,6 +7,7 @@ use telecine_domain::failure::{Failure, FailureClass};
 use telecine_domain::id::{AccountId, JobId, RegionName};
 use telecine_domain::job::{HoldReason, Job, JobState, StateName};
 use telecine_domain::time::Timestamp;
+use tracing::warn;
 
 use crate::backend::Backend;
 use crate::ports::table::PageToken;
@@ -123,7 +124,13 @@ pub async fn dependencies(
     loop {
         let Listed { items, next } = dispatch::held(backend, region, PAGE, after).await?;
         for job in items.iter().filter(|job| waits_for_dependencies(job)) {
-            settle_one(backend, job, &mut known, now, &mut settled).await?;
+            match settle_one(backend, job, &mut known, now, &mut settled).await {
+                // One row that cannot be read holds back nobody else's jobs.
+                Err(error @ RecordError::Damaged { .. }) => {
+                    warn!(job = %job.id, %error, "what a job depends on is not known");
+                }
+                settled => settled?,
+            }
         }
         match next {
             Some(next) => after = Some(next),

@@ -102,6 +102,8 @@ impl Dispatcher {
                 if let Some((instance, generation)) = self.open(profile.id, stream) {
                     self.cordon_of_new(instance, generation, cordon);
                     self.attach(*profile, notice, running);
+                    // What was due first may have made the region forget the instance, and its cordon with it.
+                    self.tell_region(instance);
                 }
             }
             Command::Detach { instance, generation } => self.detach(instance, generation),

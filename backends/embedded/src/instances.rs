@@ -485,10 +485,10 @@ impl Instances for LocalInstances {
                 InstancesError::Unavailable(format!("{}: {error}", folder.display()))
             })?;
             let not_before = Instant::now() + boot;
-            let mut agent = Agent { not_before, ..Agent::new(record) };
-            // The record says that it should run: a start that fails is tried again by `supervise`.
-            self.start_again(&mut agent).await;
-            agents.insert(instance, agent);
+            // Known before it is started, since whoever asked may give up meanwhile. The record says that it should run:
+            // a start that fails is tried again by `supervise`.
+            let agent = agents.entry(instance).or_insert(Agent { not_before, ..Agent::new(record) });
+            self.start_again(agent).await;
         }
         Ok(())
     }

@@ -8,10 +8,12 @@ use telecine_domain::autoscale::{CordonCause, ScaleAction, ScaleDecision};
 use telecine_domain::id::{InstanceId, PoolName};
 use telecine_domain::instance::InstanceState;
 use telecine_domain::time::Timestamp;
+use tokio::time::Instant;
 
 use super::Ticked;
 use super::books;
 use super::commit::Committed;
+use super::reconcile::UNSURE;
 use super::rows::{Bought, BoughtState, Launch, LaunchState};
 use super::world::World;
 use crate::backend::Backend;
@@ -32,7 +34,7 @@ pub(super) async fn carry_out(
     world: World,
     decision: ScaleDecision,
     committed: Committed,
-    now: Timestamp,
+    (now, began): (Timestamp, Instant),
 ) -> Ticked {
     let ticked = Ticked {
         decision,
@@ -43,7 +45,7 @@ pub(super) async fn carry_out(
         forgotten: 0,
         problems: world.notes.clone(),
     };
-    let mut act = Act { backend, world, now, ticked };
+    let mut act = Act { backend, world, now, began, ticked };
     for launch in committed.launches {
         act.launch(launch).await;
     }
@@ -59,6 +61,8 @@ struct Act<'b> {
     backend: &'b Backend,
     world: World,
     now: Timestamp,
+    /// When `now` was.
+    began: Instant,
     ticked: Ticked,
 }
 
@@ -75,6 +79,10 @@ impl Act<'_> {
     }
 
     async fn launch(&mut self, launch: Launch) {
+        // Another tick may count on it that nobody asks any more.
+        if self.began.elapsed() + ANSWER >= UNSURE {
+            return self.problem(&format!("a launch in pool {} came too late to be asked for", launch.pool));
+        }
         let asked = self.backend.instances.launch(&launch.pool, launch.left);
         let answer = match tokio::time::timeout(ANSWER, asked).await {
             Ok(Ok(())) => Answer::Asked,
@@ -164,21 +172,32 @@ impl Act<'_> {
 
     /// Instances that never said hello are cordoned, and ended when they do not say it then.
     async fn end_failed_boots(&mut self) {
-        let failed: Vec<(InstanceId, PoolName, Timestamp)> = self
+        let failed: Vec<(InstanceId, PoolName)> = self
             .world
             .listed()
             .filter_map(|(pool, one)| match self.world.bought.get(&one.id)?.state {
-                BoughtState::Failed { at } => Some((one.id, pool.name.clone(), at)),
+                BoughtState::Failed { .. } => Some((one.id, pool.name.clone())),
                 BoughtState::Booting | BoughtState::Ready => None,
             })
             .collect();
-        for (instance, pool, at) in failed {
-            if let Err(error) = self.cordon_failed(instance).await {
-                self.problem(&error);
-            } else if at.after(SETTLED) <= self.now {
-                self.end(&pool, instance).await;
+        for (instance, pool) in failed {
+            let settled = match self.cordon_failed(instance).await {
+                Ok(()) => self.is_settled(instance).await,
+                Err(error) => Err(error),
+            };
+            match settled {
+                Ok(true) => self.end(&pool, instance).await,
+                Ok(false) => {}
+                Err(error) => self.problem(&error),
             }
         }
+    }
+
+    /// Whether its cordon stands, now and long enough.
+    async fn is_settled(&self, instance: InstanceId) -> Result<bool, RecordError> {
+        let found = cordon::of(self.backend, &self.world.region, instance).await?;
+        Ok(found
+            .is_some_and(|found| found.state != CordonState::Lifted && found.at.after(SETTLED) <= self.now))
     }
 
     async fn cordon_failed(&self, instance: InstanceId) -> Result<(), RecordError> {

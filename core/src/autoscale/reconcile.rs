@@ -18,9 +18,9 @@ use crate::record::{self, RecordError};
 
 /// Most rows that change in one transaction, with the books.
 const MOST: usize = MAX_WRITES - 10;
-/// Nobody asks the provider for longer than this, see `act`; after it a launch of which nothing is known and that the
-/// provider says nothing of is none.
-const UNSURE: Duration = Duration::from_secs(45);
+/// Nobody asks the provider after this, see `act`; then a launch of which nothing is known and that the provider says
+/// nothing of is none.
+pub(super) const UNSURE: Duration = Duration::from_secs(45);
 
 /// Brings the rows up to date, in `world` too. `false` when the world must be read again: somebody else was faster, or
 /// there is more to bring up than goes into one transaction.
@@ -192,9 +192,11 @@ impl Step<'_> {
             .filter_map(|(_, one)| world.bought.get(&one.id))
             .map(|bought| (bought.price_micros_per_hour, bought.since))
             .collect();
-        // Nothing to count needs no write: what comes later counts from when it comes.
-        if !running.is_empty() {
-            world.books.value.spent = world.books.value.spent.counted(running, self.now);
+        // Nothing to count needs no write, what comes later counts from when it comes; but a month that is over is over
+        // for those too who wait for the next one.
+        let spent = &world.books.value.spent;
+        if !running.is_empty() || spent.is_over(self.now) {
+            world.books.value.spent = spent.counted(running, self.now);
         }
     }
 

@@ -30,6 +30,11 @@ impl Spent {
         Self { month: month_of(now), micros: 0, rest: 0, counted_at: now }
     }
 
+    /// Whether its month is over.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        now > self.counted_at && month_of(now) != self.month
+    }
+
     /// The same at `now`, when instances with these prices (millionths of a dollar per hour) are there since these times.
     /// A new month begins at nothing; a clock that went back counts nothing.
     #[must_use]
@@ -92,6 +97,8 @@ mod tests {
         let new_year = spent.counted([(1_000, evening)], at("2026-12-01T00:30:00Z"));
         assert_eq!((new_year.month.as_str(), new_year.micros), ("2026-12", 500));
         assert_eq!(spent.counted([], at("2026-12-01T00:30:00Z")).micros, 0);
+        assert!(spent.is_over(at("2026-12-01T00:00:00Z")) && !spent.is_over(at("2026-11-30T23:59:59Z")));
+        assert!(!spent.is_over(at("2026-10-30T00:00:00Z")), "a clock that went back");
         assert_eq!(spent.counted([(u64::MAX, evening); 9], at("9999-12-30T00:00:00Z")).micros, u64::MAX);
     }
 }

@@ -113,7 +113,7 @@ impl Dispatcher {
         }
     }
 
-    fn tell_region(&mut self, instance: InstanceId) {
+    pub(super) fn tell_region(&mut self, instance: InstanceId) {
         let cordon = self.cordons.get(&instance).and_then(|known| known.row.as_ref()).and_then(standing);
         self.handle(RegionEvent::Cordon { instance, cordon });
     }

@@ -22,10 +22,10 @@ const TMP_BYTES: u64 = 64 << 20;
 /// Docker refuses less.
 const LEAST_MEMORY: u64 = 6 << 20;
 const LEAST_CPU_MILLI: u64 = 10;
-/// More than any machine has; Docker refuses what its own machine has not.
+/// More than any machine has.
 const MOST_CPU_MILLI: u64 = 1 << 30;
 const SHORTEST_PERIOD: u64 = 100_000;
-const LONGEST_PERIOD: u64 = 1_000_000;
+const LONGEST_PERIOD: u64 = 500_000;
 
 /// The whole of what Docker is asked for.
 pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
@@ -100,7 +100,8 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
 
 /// The container's share of CPU as a period and what it may use in it, in microseconds (Linux allows periods of 1 ms to
 /// 1 s). Small shares get longer periods: what starts a container runs under its limit and needs some tens of
-/// milliseconds, and a tenth of a core in Docker's own 100 ms would stop it three times on the way.
+/// milliseconds, and a tenth of a core in Docker's own 100 ms would stop it three times on the way. Not the longest:
+/// an engine that has used up its share notices a signal only in the next period.
 fn processor_time(cpu_milli: u64) -> (i64, i64) {
     let cpu_milli = cpu_milli.clamp(LEAST_CPU_MILLI, MOST_CPU_MILLI);
     let period = (SHORTEST_PERIOD * 1000 / cpu_milli).clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
@@ -145,8 +146,8 @@ mod tests {
         assert_eq!(processor_time(2000), (100_000, 200_000));
         assert_eq!(processor_time(1000), (100_000, 100_000));
         assert_eq!(processor_time(500), (200_000, 100_000));
-        assert_eq!(processor_time(100), (1_000_000, 100_000));
-        assert_eq!(processor_time(1), (1_000_000, 10_000));
+        assert_eq!(processor_time(100), (500_000, 50_000));
+        assert_eq!(processor_time(1), (500_000, 5_000));
         for cpu_milli in [15, 150, 333, 999, 1001, 64_000] {
             let (period, quota) = processor_time(cpu_milli);
             let share = u64::try_from(quota * 1000 / period).unwrap();

@@ -214,3 +214,19 @@ async fn money_is_counted_and_its_cap_holds() {
     assert_eq!(launches(&ticked), []);
     assert!(codes(&ticked).contains(&"cap_reached"));
 }
+
+#[tokio::test]
+async fn a_month_begins_at_nothing_though_nothing_runs() {
+    let mut sky = Sky::new().await;
+    sky.wait(1).await;
+    sky.ticks(2).await;
+    sky.clock.advance(Duration::from_secs(3600));
+    sky.all_ready().await;
+    sky.tick().await;
+    sky.settings.policy.caps.micros_per_month = Some(1000);
+    sky.cloud.ids().into_iter().for_each(|id| sky.cloud.take(id));
+    assert_eq!(launches(&sky.tick().await), [], "the month's money is spent");
+    sky.clock.advance(Duration::from_secs(31 * 24 * 3600));
+    sky.settings.policy.caps.micros_per_month = Some(50_000);
+    assert_eq!(launches(&sky.tick().await), [("small".to_owned(), 1)]);
+}
